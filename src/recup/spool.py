@@ -1,0 +1,474 @@
+"""Rows out of a running workload and onto disk, at a bounded cost and without ever raising.
+
+One `Spool` per server (scheduler, worker, nanny, client): a list per table that hooks
+extend, and one file per table, ``spool/<role>-<server id>/<table>.arrows``.  One writer
+thread per process empties the lists twice a second.  What has been written survives the
+death of the process, whatever kills it: nothing waits in a user-space buffer.
+
+Covers buffering, interning of keys, files, full or vanished disks, forks, and the count of
+all that was lost.  It does not cover what the rows say (`recup.schema`), nor reading them
+back (`recup.store`).
+
+Why lists of flat values: `list.extend(tuple)` is one atomic call under the GIL, costs
+about 0.1 us, keeps no tuple alive for the garbage collector to visit, and a column is then
+a slice, `values[i::width]`.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import errno
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+from recup.arrow_stream import ArrowStream
+from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
+
+logger = logging.getLogger("recup")
+
+FLUSH_INTERVAL_S = 0.5
+"""A killed process loses at most the rows of this long (the promise is one second)."""
+_CHUNK_ROWS = 8192
+_BUFFERED_VALUES_LIMIT = 20_000_000
+"""Values waiting in one spool (8 bytes each, plus what they point to) before rows are dropped."""
+_INTERNED_KEYS_LIMIT = 65_536
+"""Keys remembered at a time; a key met again later is written again under a new number."""
+_LINGER_S = 10.0
+"""How long a closed spool still takes rows, e.g. of task threads that outlive their worker."""
+
+KEY_COLUMNS = (
+    Column("Number of the key in this spool", name="key_id", kind="int64"),
+    Column("The key as Dask shows it", name="key", kind="text"),
+    Column("str, tuple, int, float, bytes or the class of the key", name="key_type", kind="category"),
+)
+
+
+def key_text(key: Any) -> str:
+    """Return a key as Dask shows it, or a text that says why it cannot be shown."""
+    if type(key) is str:
+        return key
+    try:
+        return str(key)
+    except Exception as reason:  # noqa: BLE001 - a user's key class may raise anything
+        return f"<{type(key).__name__} whose str() raised {type(reason).__name__}>"
+
+
+class _TableFile:
+    """One table's file: appends whole batches, or nothing."""
+
+    def __init__(self, path: Path, stream: ArrowStream):
+        self.path = path
+        self.stream = stream
+        self.row_count = 0
+        self._descriptor = -1
+        self._size = 0
+
+    def write(self, data: bytes, row_count: int) -> None:
+        """Append one batch.  On OSError the file ends where it ended before."""
+        if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
+            lost, self.row_count = self.row_count, 0
+            self.close()
+            raise FileNotFoundError(errno.ENOENT, f"removed while being written, with {lost} rows", str(self.path))
+        if self._descriptor < 0:
+            self._open()
+        try:
+            self._append(data)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(data)
+        self.row_count += row_count
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(self.path, flags, 0o644)
+            self._size = 0
+            header = self.stream.header()
+            self._append(header)
+            self._size = len(header)
+        except OSError:
+            if self._descriptor >= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
+                self.close()
+            raise
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def close(self) -> None:
+        """Close the file; a later write opens a new one if the path is free."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+class _StatusFile:
+    """``status.json``: what the server took, wrote and lost, rewritten in place at each flush.
+
+    It has a fixed size and its block exists from the start, so it can be kept true on a
+    full disk, where nothing can be appended.  Its last time tells when a killed process
+    was last alive.
+    """
+
+    SIZE = 4096
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+        self._last: tuple[Any, ...] = ()
+
+    def write(self, spool: Spool) -> None:
+        """Bring the file up to date; at most once a second when nothing changed."""
+        closed = spool.closed_at_s is not None
+        lost = {f"{kind}:{table}": entry[0] if entry[2] else -1 for (kind, table), entry in spool._lost.items()}
+        state = (closed, spool.row_counts, lost, dict(spool.counters))
+        now = time.time_ns()
+        if self._last and self._last[1] == state and now - self._last[0] < 1_000_000_000:
+            return
+        content = {
+            "time_ns": now, "role": spool.role, "server_id": spool.server_id, "pid": os.getpid(), "closed": closed,
+            "row_counts": state[1], "unwritten_losses": lost, "counters": state[3],
+        }  # fmt: skip
+        try:
+            if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
+                self.close()
+            if self._descriptor < 0:
+                spool.directory.mkdir(parents=True, exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+                self._descriptor = os.open(spool.directory / "status.json", flags, 0o644)
+            os.pwrite(self._descriptor, json.dumps(content).encode().ljust(self.SIZE - 1)[: self.SIZE - 1] + b"\n", 0)
+            self._last = (now, state)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+class Spool:
+    """The rows of one server, on their way to its directory.
+
+    Nothing here raises into the caller.  What cannot be written is counted, and the count
+    is written as soon as anything can be (`losses`).
+
+    Parameters
+    ----------
+    run_directory : Path
+        Directory of the run; created when the first row is written.
+    role, server_id : str
+        Who observes: ``scheduler``, ``worker``, ``nanny``, ``client``, and its Dask id.
+    """
+
+    def __init__(self, run_directory: Path, role: str, server_id: str):
+        self.run_directory = Path(run_directory)
+        self.role = role
+        self.server_id = server_id
+        self.directory = self.run_directory / "spool" / f"{role}-{_file_name(server_id)}"
+        self._buffers: dict[str, list[Any]] = {}
+        self._files: dict[str, _TableFile] = {}
+        self._key_ids: dict[Any, int] = {}
+        self._new_keys: list[Any] = []
+        self._next_key_id = 0
+        self._swap = threading.Lock()
+        self._drain = threading.Lock()
+        self._epoch = 0
+        self._status = _StatusFile()
+        self.closed_at_s: float | None = None
+        self.counters: dict[str, float] = {}
+        self._lost: dict[tuple[str, str], list[Any]] = {}
+        self._failures: dict[str, int] = {}
+        _WRITER.add(self)
+
+    # ------------------------------------------------------------ taking rows
+
+    def extender(self, table_name: str) -> Callable[[tuple[Any, ...]], None]:
+        """Return the fastest way to add a row: a function taking its values in column order.
+
+        The tuple must hold exactly the table's columns; hot hooks use this, all else `put`.
+        """
+        return self._buffer(table_name).extend
+
+    def put(self, row: Any) -> None:
+        """Add one row of any table; never raises, never blocks."""
+        try:
+            if self.role != "forked":
+                self._buffer(table_of(row).name).extend(row)
+        except Exception as reason:  # noqa: BLE001 - recup must not disturb its host
+            self.lose("hook_failed", None, f"put: {reason!r}")
+
+    def lose(self, kind: str, table_name: str | None, detail: str, row_count: int = -1) -> None:
+        """Count something that is not recorded; repeated details are added up until written."""
+        with contextlib.suppress(Exception):
+            entry = self._lost.setdefault((kind, table_name or ""), [0, detail, False])
+            entry[0] += max(row_count, 0)
+            entry[1] = detail
+            entry[2] = entry[2] or row_count >= 0
+
+    def guard(self, name: str, hook: Callable[..., Any], *, table_name: str | None = None) -> Callable[..., Any]:
+        """Return the hook with every exception counted; after 100 failures it is switched off."""
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._failures.get(name, 0) >= 100:
+                return None
+            try:
+                return hook(*args, **kwargs)
+            except Exception as reason:  # noqa: BLE001 - recup must not disturb its host
+                self.failed(name, reason, table_name)
+                return None
+
+        return guarded
+
+    def failed(self, name: str, reason: BaseException, table_name: str | None = None) -> bool:
+        """Count a failure of a hook; True when it has failed so often that it should stop."""
+        count = self._failures[name] = self._failures.get(name, 0) + 1
+        if count <= 100:
+            self.lose("hook_failed", table_name, f"{name}: {type(reason).__name__}: {key_text(reason)[:200]}", 1)
+        if count == 100:
+            self.lose("hook_disabled", table_name, f"{name} failed 100 times and is switched off")
+        return count >= 100
+
+    @property
+    def row_counts(self) -> dict[str, int]:
+        """Rows written so far, by table."""
+        return {name: file.row_count for name, file in self._files.items()}
+
+    def _buffer(self, table_name: str) -> list[Any]:
+        buffer = self._buffers.get(table_name)
+        if buffer is None:
+            buffer = self._buffers.setdefault(table_name, [])
+        return buffer
+
+    # ------------------------------------------------------------ writing
+
+    def limit(self) -> None:
+        """Drop the oldest rows of buffers that a stuck disk has let grow too long.
+
+        Called once a second from the event loop: the writer thread may be the one stuck.
+        """
+        for name, buffer in list(self._buffers.items()):
+            if len(buffer) > _BUFFERED_VALUES_LIMIT and self._swap.acquire(timeout=0.05):
+                try:
+                    width = len(TABLES[name].columns)
+                    surplus = (len(buffer) // 2 // width) * width
+                    del buffer[:surplus]
+                    self.lose("dropped", name, "the disk did not take rows fast enough", surplus // width)
+                finally:
+                    self._swap.release()
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Write every row taken so far; False when another flush held on for too long."""
+        if not self._drain.acquire(timeout=timeout_s):
+            return False
+        try:
+            if self.role != "forked":
+                # Tables of step 2 come first: the keys they bring are then known to the others.
+                for name in list(TABLES):
+                    if self._buffers.get(name):
+                        self._flush_table(TABLES[name])
+                self._write_losses()
+                self._status.write(self)
+            return True
+        except Exception as reason:  # noqa: BLE001 - the writer must live on
+            self.lose("hook_failed", None, f"flush: {reason!r}"[:300])
+            return False
+        finally:
+            self._drain.release()
+
+    def close(self) -> None:
+        """Flush and say that the spool ended in order; rows may still follow and are written."""
+        self.closed_at_s = time.monotonic()
+        self.flush()
+
+    def _write_losses(self) -> None:
+        """Write what was lost; on failure it stays counted for the next time."""
+        entries = list(self._lost.items())
+        if not entries:
+            return
+        now, table = time.time_ns(), TABLES["losses"]
+        rows = [Loss(now, k, t or None, e[0] if e[2] else -1, e[1]) for (k, t), e in entries]
+        try:
+            file = self._file(table)
+            file.write(file.stream.batch(list(zip(*rows, strict=True))), len(rows))
+        except OSError:
+            self._files["losses"].stream.forget()
+            return
+        for name, (count, *_) in entries:
+            entry = self._lost.get(name)
+            if entry and entry[0] == count:
+                del self._lost[name]
+            elif entry:
+                entry[0] -= count
+
+    def _flush_table(self, table: Table) -> None:
+        buffer, width = self._buffers[table.name], len(table.columns)
+        while True:
+            with self._swap:
+                values = buffer[: _CHUNK_ROWS * width]
+                del buffer[: len(values)]
+            if not values:
+                return
+            row_count = len(values) // width
+            try:
+                file = self._file(table)
+                before = file.stream.degraded_count
+                data = file.stream.batch([values[i::width] for i in range(width)])
+                degraded = file.stream.degraded_count - before
+                if degraded:
+                    self.lose("degraded", table.name, "values of an unexpected type, kept as text or null", degraded)
+            except Exception as reason:  # noqa: BLE001 - one bad batch must not end the recording
+                self._forget()
+                self.lose("dropped", table.name, f"could not encode: {reason!r}"[:300], row_count)
+                continue
+            try:
+                self._write_keys()
+                file.write(data, row_count)
+            except OSError as reason:
+                self._write_failed(table, row_count, reason)
+                return
+
+    def _write_keys(self) -> None:
+        if not self._new_keys:
+            return
+        keys, self._new_keys = self._new_keys, []
+        file = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
+        first = self._next_key_id - len(keys)
+        texts = list(map(key_text, keys))
+        ids = range(first, self._next_key_id)
+        file.write(file.stream.batch([ids, texts, [type(key).__name__ for key in keys]]), len(keys))
+        if len(self._key_ids) > _INTERNED_KEYS_LIMIT:
+            self._key_ids.clear()
+
+    def _write_failed(self, table: Table, row_count: int, reason: OSError) -> None:
+        """Count the rows as lost and start all files of the spool anew where a file is gone."""
+        self.lose("write_failed", table.name, f"{reason.strerror or reason}: {self.directory.name}", row_count)
+        self._forget()
+        if isinstance(reason, (FileNotFoundError, FileExistsError)):
+            for file in self._files.values():
+                file.close()
+                self.lose("write_failed", None, "files of the spool were removed while being written", file.row_count)
+            self._files.clear()
+            self._epoch += 1
+            self.directory = self.directory.with_name(f"{self.role}-{_file_name(self.server_id)}.{self._epoch}")
+
+    def _forget(self) -> None:
+        """Repeat keys and dictionaries, since some may not have reached the disk."""
+        self._key_ids.clear()
+        self._new_keys.clear()
+        for file in self._files.values():
+            file.stream.forget()
+
+    def _intern(self, values: Sequence[Any]) -> array.array[int]:
+        ids = self._key_ids
+        try:
+            return array.array("i", map(ids.__getitem__, values))
+        except (KeyError, TypeError):
+            pass
+        for value in dict.fromkeys(values):
+            if value is not None and value not in ids:
+                ids[value] = self._next_key_id
+                self._next_key_id += 1
+                self._new_keys.append(value)
+        return array.array("i", [-1 if value is None else ids[value] for value in values])
+
+    def _file(self, table: Table) -> _TableFile:
+        return self._files.get(table.name) or self._add_file(table.name, table.columns)
+
+    def _add_file(self, name: str, columns: Sequence[Column]) -> _TableFile:
+        metadata = {
+            "recup_schema_version": str(VERSION),
+            "table": name,
+            "role": self.role,
+            "server_id": self.server_id,
+            "pid": str(os.getpid()),
+            "epoch": str(self._epoch),
+        }
+        stream = ArrowStream(columns, metadata, self._intern)
+        file = self._files[name] = _TableFile(self.directory / f"{name}.arrows", stream)
+        return file
+
+    def _release(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._status.close()
+
+    def _abandon(self) -> None:
+        """In a forked child: take and write nothing, the parent still has the rows."""
+        self.role = "forked"
+        self._swap = threading.Lock()
+        self._drain = threading.Lock()
+        for buffer in self._buffers.values():
+            buffer.clear()
+        self._release()
+
+
+class _Writer:
+    """The process's one writer thread, started with the first spool."""
+
+    def __init__(self) -> None:
+        self._spools: list[Spool] = []
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+
+    def add(self, spool: Spool) -> None:
+        with self._lock:
+            self._spools.append(spool)
+            if self._thread is None:
+                os.register_at_fork(after_in_child=self._after_fork)
+                atexit.register(self.flush_all)
+                # A worker under a nanny leaves through multiprocessing, which may skip atexit.
+                Finalize(None, self.flush_all, exitpriority=0)
+                self._thread = threading.Thread(target=self._run, name="recup-writer", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(FLUSH_INTERVAL_S)
+            self.flush_all()
+
+    def flush_all(self) -> None:
+        for spool in list(self._spools):
+            spool.flush()
+            # Task threads may outlive their worker's teardown and still add rows.
+            if spool.closed_at_s is not None and time.monotonic() - spool.closed_at_s > _LINGER_S:
+                with self._lock, contextlib.suppress(ValueError):
+                    self._spools.remove(spool)
+                spool._release()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = None
+        for spool in self._spools:
+            spool._abandon()
+        self._spools = []
+
+
+_WRITER = _Writer()
+
+
+def flush_all() -> None:
+    """Write every row taken so far by any spool of this process."""
+    _WRITER.flush_all()
+
+
+def _file_name(server_id: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in server_id)[:120]
