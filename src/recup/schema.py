@@ -594,7 +594,7 @@ class Transfer(NamedTuple):
     time_ns: Annotated[int, _TIME]
     transfer: Annotated[int, Column("Counts the server's transfers from 0")]
     direction: Annotated[str, Column("incoming or outgoing", category=True)]
-    peer: Annotated[str, Column("Address of the other side", category=True)]
+    peer: Annotated[str | None, Column("Address of the other side", category=True, null="not told: a client")]
     start_s: Annotated[float, Column("Start; incoming: shifted by scheduler_delay", unit="s")]
     stop_s: Annotated[float, Column("Stop; incoming: shifted by scheduler_delay", unit="s")]
     nbytes: Annotated[int, Column("Size of the results moved, Dask's sizeof", unit="bytes")]

@@ -23,6 +23,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from recup.arrow_stream import ArrowStream
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 
 logger = logging.getLogger("recup")
+_HOSTNAME = socket.gethostname()
 
 FLUSH_INTERVAL_S = 0.5
 """A killed process loses at most the rows of this long (the promise is one second)."""
@@ -141,7 +143,7 @@ class _StatusFile:
         if self._last and self._last[1] == state and now - self._last[0] < 1_000_000_000:
             return
         content = {
-            "time_ns": now, "role": spool.role, "server_id": spool.server_id, "pid": os.getpid(), "closed": closed,
+            "time_ns": now, "hostname": _HOSTNAME, "role": spool.role, "server_id": spool.server_id, "pid": os.getpid(), "closed": closed,
             "row_counts": state[1], "unwritten_losses": lost, "counters": state[3],
         }  # fmt: skip
         try:
@@ -189,7 +191,6 @@ class Spool:
         self._new_keys: list[Any] = []
         self._next_key_id = 0
         self._swap = threading.Lock()
-        self._drain = threading.Lock()
         self._epoch = 0
         self._status = _StatusFile()
         self.closed_at_s: float | None = None
@@ -275,9 +276,16 @@ class Spool:
                     self._swap.release()
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Write every row taken so far; False when another flush held on for too long."""
-        if not self._drain.acquire(timeout=timeout_s):
-            return False
+        """Have every row taken so far written; False when the disk did not take them in time."""
+        return _WRITER.flush(timeout_s)
+
+    def close(self) -> None:
+        """Flush and say that the spool ended in order; rows may still follow and are written."""
+        self.closed_at_s = time.monotonic()
+        self.flush()
+
+    def write(self) -> None:
+        """Write what is in the buffers; called by the writer thread only."""
         try:
             if self.role != "forked":
                 # Tables of step 2 come first: the keys they bring are then known to the others.
@@ -286,17 +294,8 @@ class Spool:
                         self._flush_table(TABLES[name])
                 self._write_losses()
                 self._status.write(self)
-            return True
         except Exception as reason:  # noqa: BLE001 - the writer must live on
-            self.lose("hook_failed", None, f"flush: {reason!r}"[:300])
-            return False
-        finally:
-            self._drain.release()
-
-    def close(self) -> None:
-        """Flush and say that the spool ended in order; rows may still follow and are written."""
-        self.closed_at_s = time.monotonic()
-        self.flush()
+            self.lose("hook_failed", None, f"write: {reason!r}"[:300])
 
     def _write_losses(self) -> None:
         """Write what was lost; on failure it stays counted for the next time."""
@@ -414,7 +413,6 @@ class Spool:
         """In a forked child: take and write nothing, the parent still has the rows."""
         self.role = "forked"
         self._swap = threading.Lock()
-        self._drain = threading.Lock()
         for buffer in self._buffers.values():
             buffer.clear()
         self._release()
@@ -428,46 +426,66 @@ class _Writer:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._requested = 0
+        self._served = 0
+        self._progress = threading.Condition()
 
     def add(self, spool: Spool) -> None:
         with self._lock:
             self._spools.append(spool)
             if self._thread is None:
                 os.register_at_fork(after_in_child=self._after_fork)
-                atexit.register(self.flush_all)
+                atexit.register(self.flush, 5.0)
                 # A worker under a nanny leaves through multiprocessing, which may skip atexit.
-                Finalize(None, self.flush_all, exitpriority=0)
+                Finalize(None, self.flush, args=(5.0,), exitpriority=0)
                 self._thread = threading.Thread(target=self._run, name="recup-writer", daemon=True)
                 self._thread.start()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Have the writer thread write everything; False when it has not done so in time.
+
+        The caller never touches the disk: a file system that hangs cannot hold it for longer.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            return False
+        with self._progress:
+            self._requested += 1
+            request = self._requested
+            self._wake.set()
+            return self._progress.wait_for(lambda: self._served >= request, timeout_s)
 
     def _run(self) -> None:
         while True:
             self._wake.wait(FLUSH_INTERVAL_S)
-            self.flush_all()
+            self._wake.clear()
+            with self._progress:
+                request = self._requested
+            for spool in list(self._spools):
+                spool.write()
+                self._let_go(spool)
+            with self._progress:
+                self._served = request
+                self._progress.notify_all()
 
-    def flush_all(self) -> None:
-        for spool in list(self._spools):
-            spool.flush()
-            # Task threads may outlive their worker's teardown and still add rows.
-            if spool.closed_at_s is not None and time.monotonic() - spool.closed_at_s > _LINGER_S:
-                with self._lock, contextlib.suppress(ValueError):
-                    self._spools.remove(spool)
-                spool._release()
+    def _let_go(self, spool: Spool) -> None:
+        # Task threads may outlive their worker's teardown and still add rows.
+        if spool.closed_at_s is not None and time.monotonic() - spool.closed_at_s > _LINGER_S:
+            with self._lock, contextlib.suppress(ValueError):
+                self._spools.remove(spool)
+            spool._release()
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
-        self._thread = None
         for spool in self._spools:
             spool._abandon()
-        self._spools = []
+        self.__init__()  # type: ignore[misc]
 
 
 _WRITER = _Writer()
 
 
-def flush_all() -> None:
-    """Write every row taken so far by any spool of this process."""
-    _WRITER.flush_all()
+def flush_all(timeout_s: float = 5.0) -> bool:
+    """Write every row taken so far by any spool of this process; False when that took too long."""
+    return _WRITER.flush(timeout_s)
 
 
 def _file_name(server_id: str) -> str:

@@ -1,0 +1,118 @@
+"""The nanny's side of the record: worker processes that start, end and are restarted.
+
+Covers the exit code or signal of each worker process, which only its parent learns, and
+the reason of kills the nanny makes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from distributed.diagnostics.plugin import NannyPlugin
+
+from recup.capture import host, logs, session
+from recup.schema import ProcessEnd
+from recup.spool import Spool
+
+logger = logging.getLogger("recup")
+
+
+class RecupNanny(NannyPlugin):
+    """Nanny plugin that records one nanny; brought by the scheduler's plugin."""
+
+    name = "recup"
+    idempotent = True
+    restart = False
+
+    def __init__(self, run_directory: str, scheduler_id: str):
+        self.run_directory = run_directory
+        self.scheduler_id = scheduler_id
+
+    def setup(self, nanny: Any) -> None:
+        """Begin recording; whatever goes wrong here, the nanny works."""
+        try:
+            self._begin(nanny)
+        except Exception as reason:  # noqa: BLE001 - the nanny must start
+            logger.warning("recup does not record this nanny: %r", reason)
+
+    def _begin(self, nanny: Any) -> None:
+        self._spool = spool = Spool(session.spool_root(self.run_directory), "nanny", nanny.id)
+        self._nanny = nanny
+        self._pid: int | None = None
+        self._reason: str | None = None
+        logs.attach(spool)
+        self._wrap(nanny)
+        host.record_process_in_background(
+            spool,
+            role="nanny",
+            run_directory=Path(self.run_directory),
+            address=getattr(nanny, "address", None),
+            name=nanny.name,
+            scheduler_id=self.scheduler_id,
+            thread_count=nanny.nthreads,
+            local_directory=nanny.local_directory,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._note_pid()
+
+    def _wrap(self, nanny: Any) -> None:
+        """See each exit of the worker process, and the reason of each kill by the nanny."""
+        on_exit, kill = getattr(nanny, "_on_worker_exit_sync", None), nanny.kill
+        if on_exit is None:
+            self._spool.lose("not_captured", "process_ends", "this Dask's nanny does not tell exits where recup listens")
+            return
+
+        def exited(exit_code: int) -> Any:
+            try:
+                self._put_end(exit_code)
+            except Exception as reason:  # noqa: BLE001 - the nanny must restart its worker
+                self._spool.failed("nanny exit", reason, "process_ends")
+            return on_exit(exit_code)
+
+        async def killing(*args: Any, **kwargs: Any) -> Any:
+            self._reason = str(kwargs.get("reason") or "nanny-kill")
+            return await kill(*args, **kwargs)
+
+        nanny._on_worker_exit_sync = exited
+        nanny.kill = killing
+        process = nanny.process
+        if process is not None and process.on_exit is not None:
+            process.on_exit = exited
+
+    def _put_end(self, exit_code: int) -> None:
+        process = self._nanny.process
+        address = getattr(process, "worker_address", None) or self._nanny.worker_address
+        # multiprocessing reports 255 when it could not learn how the process ended.
+        known = exit_code != 255
+        signal = -exit_code if exit_code < 0 else None
+        self._spool.put(
+            ProcessEnd(
+                time.time_ns(),
+                str(address) if address else f"worker of {self._nanny.id}",
+                "worker",
+                self._pid,
+                "signalled" if signal else "exited" if known else "unknown",
+                exit_code if known and signal is None else None,
+                signal,
+                self._reason,
+            )
+        )
+        self._pid = self._reason = None
+
+    def _note_pid(self) -> None:
+        """Remember the worker's process id: it is gone when its exit is told."""
+        if self._nanny.pid is not None:
+            self._pid = self._nanny.pid
+        self._timer = self._loop.call_later(1.0, self._note_pid)
+
+    async def teardown(self, nanny: Any) -> None:
+        """Write what is in memory; the exit of the worker still follows and is still taken."""
+        if hasattr(self, "_timer"):
+            self._note_pid()
+            self._timer.cancel()
+            await session.closed_soon(self._spool)
+            logs.detach(self._spool)

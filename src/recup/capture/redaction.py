@@ -1,0 +1,117 @@
+"""Secrets out of text, arguments and named values, before they are recorded.
+
+Covers URL credentials, ``password=...`` in its many spellings, bearer and access tokens of
+well-known form, private keys, and values whose name says that they are secret.  It errs on
+the side of removing.  It does not find a secret that neither its name nor its form
+betrays, such as a password given as a positional argument.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+REDACTED = "[redacted]"
+"""What stands in the place of a secret."""
+
+# Every repetition below has a bound: log lines may be megabytes long and hostile.
+_NAME = (
+    r"(?:passw(?:or)?d|passphrase|pwd|secret|token(?!i[sz])|credential|cookie|signature"
+    r"|(?:api|access|account|private|shared|signing|encryption)[-_ ]?key|auth(?:orization)?(?![a-z]))"
+)
+_QUOTED = r"""\\"[^"\\\n]{0,4096}\\"|"[^"\n]{0,4096}"|'[^'\n]{0,4096}'"""
+_BARE = r"""(?:(?:basic|bearer|digest|token)\s{1,4})?[^\s"'&,;)}\]]{1,4096}"""
+_SEPARATOR = r"""[\w-]{0,60}\\?["']?\s{0,4}[=:]\s{0,4}"""
+_FORMS = (
+    r"(?P<credentials>(?<=://)[^\s/?#\"'<>]{1,512}@)"
+    r"|(?P<form>\bbearer\s{1,4}[\w.~+/=-]{8,4096}"
+    r"|\beyJ[\w-]{8,4096}\.[\w-]{4,4096}(?:\.[\w-]{0,4096})?"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_\w{20,255}|\bgithub_pat_\w{20,255}|\bglpat-[\w-]{16,255}"
+    r"|\bxox[abprs]-[\w-]{10,255}|\bhf_[a-z]{20,255}"
+    r"|-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----[^-]{0,16384})"
+)
+_TEXT = re.compile(
+    rf"{_FORMS}|(?P<before>{_NAME}{_SEPARATOR}|--[\w-]{{0,60}}?{_NAME}[\w-]{{0,60}}\s{{1,4}}(?!-))"
+    rf"(?P<value>{_QUOTED}|{_BARE})",
+    re.IGNORECASE,
+)
+_SOURCE = re.compile(rf"{_FORMS}|(?P<before>{_NAME}{_SEPARATOR})(?P<value>{_QUOTED})", re.IGNORECASE)
+_HINTS = (
+    "@", "passw", "passphrase", "pwd", "secret", "token", "credential", "cookie", "signature", "key", "auth", "bearer",
+    "eyj", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "hf_",
+)  # fmt: skip
+"""Text in lower case without any of these holds nothing the patterns match."""
+
+_SECRET_NAME = re.compile(
+    rf"{_NAME}|(?:^|[^a-z])(?:e?auth|bearer|certs?|certificate|jwt|key|pass|sas|tls)(?:[^a-z]|$)"
+    # Open MPI's "precondition transports" is the key its ranks authenticate with.
+    r"|userpwd|apikey|accesskey|precondition.transports|inherit.config$"
+)
+_PUBLIC_NAME = re.compile(r"tls[._-]+(?:ciphers|(?:min|max)[._-]version)$")
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+@functools.lru_cache(maxsize=4096)
+def looks_secret(name: str) -> bool:
+    """Return whether the value of that name (option, variable, dotted name) must not be recorded.
+
+    Whole words such as ``key``, ``tls`` or ``auth`` count, ``keys`` and ``author`` do not;
+    ``password``, ``secret``, ``token`` and their like count anywhere in the name.
+    """
+    spaced = _WORD_STARTS.sub("-", name).lower()
+    return bool(_SECRET_NAME.search(spaced) or _SECRET_NAME.search(name.lower())) and not _PUBLIC_NAME.search(spaced)
+
+
+def redacted_text(text: str) -> str:
+    """Return the text without credentials in URLs, secrets after their name, and tokens known by their form.
+
+    Credentials disappear from URLs; all else becomes ``[redacted]``.  Costs about a
+    microsecond for a line that holds nothing of the kind.
+    """
+    lowered = text.lower()
+    for hint in _HINTS:
+        if hint in lowered:
+            return _TEXT.sub(_without, text)
+    return text
+
+
+def redacted_source(text: str) -> str:
+    """Return program source with secrets redacted only where they are written out.
+
+    ``password = "hunter2"`` loses its literal, ``password = getpass()`` stays as it is.
+    """
+    return _SOURCE.sub(_without, text)
+
+
+def redacted_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the values of secret options redacted, both ``--x=v`` and ``--x v``."""
+    result: list[str] = []
+    is_value = False
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        if is_value and not argument.startswith("-"):
+            result.append(REDACTED)
+        elif separator and value and len(name) < 200 and not any(map(str.isspace, name)) and looks_secret(name):
+            result.append(f"{name}={REDACTED}")
+        else:
+            result.append(redacted_text(argument))
+        is_value = argument.startswith("-") and not separator and len(argument) < 200 and looks_secret(argument)
+    return result
+
+
+def redacted_value(name: str, value: str) -> str | None:
+    """Return the value of a variable or option without secrets; None when the name says it is one."""
+    return None if looks_secret(name) else redacted_text(value)
+
+
+def _without(match: re.Match[str]) -> str:
+    if match["credentials"]:
+        return ""
+    if match["form"]:
+        return REDACTED
+    before, value = match["before"], match["value"]
+    if value.startswith("\\"):
+        return f'{before}\\"{REDACTED}\\"'
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{before}{quote}{REDACTED}{quote}"

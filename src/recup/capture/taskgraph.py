@@ -1,0 +1,122 @@
+"""The graph as the scheduler runs it: tasks, edges, and what was fused into what.
+
+Covers reading the scheduler's task states right after a graph arrived.  Everything that
+stands on unstable ground of Dask (run_spec, fused subgraphs, spans) is behind a guard
+here, and what is missing is null.  It does not cover the graph before optimization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from recup.capture.text import json_text
+from recup.spool import Spool
+
+GraphReader = Callable[[int, Iterable[Any]], tuple[int, str | None, str | None]]
+
+try:
+    from dask._task_spec import _execute_subgraph
+except ImportError:  # before dask 2024.12 nothing is fused this way
+    _execute_subgraph = None
+
+
+def function_name(function: Any) -> str | None:
+    """Return the dotted name of a function, the class name of another callable, or None."""
+    try:
+        for _ in range(8):
+            inner = getattr(function, "func", None)
+            if inner is None or not callable(inner) or isinstance(function, FunctionType):
+                break
+            function = inner
+        if isinstance(function, (FunctionType, BuiltinFunctionType, type)):
+            return f"{function.__module__}.{function.__qualname__}"
+        return f"{type(function).__module__}.{type(function).__qualname__}" if callable(function) else None
+    except Exception:  # noqa: BLE001 - a user's callable may raise from any attribute
+        return None
+
+
+def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
+    """Return a function that records the given tasks of the scheduler as one submission.
+
+    It returns the number of tasks that had not been computed before, and the id and the
+    JSON names of their span (None where spans are not available).
+    """
+    put_task, put_dependency = spool.extender("tasks"), spool.extender("dependencies")
+    put_fused = spool.extender("fused_tasks")
+
+    def read(submission: int, keys: Iterable[Any]) -> tuple[int, str | None, str | None]:
+        # The names live only as long as this call: they are keyed by the user's functions.
+        names: dict[Any, str | None] = {}
+        tasks = scheduler.tasks
+        new_count = 0
+        span_id: str | None = None
+        degraded = 0
+        for key in keys:
+            task = tasks.get(key)
+            if task is None:
+                continue
+            if task.state == "released":
+                new_count += 1
+            group = task.group
+            try:
+                span_id = span_id or group.span_id
+                spec = task.run_spec
+                function = getattr(spec, "func", None)
+                if type(function) is FunctionType:
+                    name = names.get(function)
+                    if name is None:
+                        name = names[function] = function_name(function)
+                else:
+                    name = None if function is None else function_name(function)
+                if function is _execute_subgraph and function is not None:
+                    for inner_key, inner in spec.args[0].items():
+                        put_fused((submission, key, inner_key, function_name(getattr(inner, "func", None))))
+            except Exception:  # noqa: BLE001 - run_spec is Dask's own affair
+                name, degraded = None, degraded + 1
+            dependencies = task.dependencies
+            for dependency in dependencies:
+                put_dependency((submission, key, dependency.key))
+            user, generation, order = _priority(task.priority)
+            annotations = task.annotations
+            put_task(
+                (
+                    submission, key, task.prefix.name, group.name, name, user, generation, order, len(dependencies),
+                    json_text(annotations) if annotations else None, _restrictions(task), task.retries, bool(task.actor),
+                )
+            )  # fmt: skip
+        if degraded:
+            spool.lose("degraded", "tasks", "the function of some tasks could not be read", degraded)
+        return new_count, span_id, _span_names(scheduler, span_id)
+
+    return read
+
+
+def _priority(priority: Any) -> tuple[Any, Any, Any]:
+    try:
+        user, generation, order = priority
+        return user, generation, order
+    except (TypeError, ValueError):
+        return None, None, None
+
+
+def _restrictions(task: Any) -> str | None:
+    worker, host, resource = task.worker_restrictions, task.host_restrictions, task.resource_restrictions
+    if not (worker or host or resource):
+        return None
+    return json_text(
+        {
+            "workers": sorted(map(str, worker or ())),
+            "hosts": sorted(map(str, host or ())),
+            "resources": dict(resource or {}),
+            "loose": bool(task.loose_restrictions),
+        }
+    )
+
+
+def _span_names(scheduler: Any, span_id: str | None) -> str | None:
+    try:
+        return json_text(list(scheduler.extensions["spans"].spans[span_id].name)) if span_id else None
+    except Exception:  # noqa: BLE001 - spans are an optional extension
+        return None

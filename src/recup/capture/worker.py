@@ -1,0 +1,336 @@
+"""The worker's side of the record: step 4.
+
+Covers every transition with its cause, reception of tasks, the end of every attempt with
+its error, transfers in and out, spilling, fine performance metrics, samples, logs.  It
+does not cover what the task's thread did meanwhile (step 5).
+
+Hooks run on the worker's event loop; spill callbacks may run in any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from recup.capture import host, logs, session
+from recup.capture.sampling import Sampler, process_samples, worker_samples
+from recup.schema import FineMetric, ProcessEnd, Transfer, TransferKey
+from recup.spool import Spool
+
+logger = logging.getLogger("recup")
+
+_ENDS = {"ExecuteSuccessEvent", "ExecuteFailureEvent", "RescheduleEvent"}
+
+
+class RecupWorker(WorkerPlugin):
+    """Worker plugin that records one worker; brought by the scheduler's plugin.
+
+    Parameters
+    ----------
+    run_directory : str
+        Run to write into, as the scheduler sees it.
+    scheduler_id : str
+        Server id of the scheduler.
+    """
+
+    name = "recup"
+    idempotent = True
+
+    def __init__(self, run_directory: str, scheduler_id: str):
+        self.run_directory = run_directory
+        self.scheduler_id = scheduler_id
+
+    def setup(self, worker: Any) -> None:
+        """Begin recording; whatever goes wrong here, the worker works."""
+        try:
+            self._begin(worker)
+        except Exception as reason:  # noqa: BLE001 - the worker must start
+            logger.warning("recup does not record this worker: %r", reason)
+
+    def _begin(self, worker: Any) -> None:
+        self._worker = worker
+        self._spool = spool = Spool(session.spool_root(self.run_directory), "worker", worker.id)
+        self._counted_before = worker.state.transition_counter
+
+        def switch_off() -> None:
+            self.transition = _nothing
+
+        self.transition, self._counts = transition_hook(spool, worker, switch_off)
+        self._undo = [
+            undo
+            for undo in (_tap_transfers(spool, worker), _tap_spills(spool, worker))
+            if undo is not None
+        ]
+        self._metrics: dict[Any, float] = {}
+        logs.attach(spool)
+        _record_clients_of_tasks(self.run_directory)
+        host.record_process_in_background(
+            spool,
+            role="worker",
+            run_directory=Path(self.run_directory),
+            address=worker.address,
+            name=worker.name,
+            scheduler_id=self.scheduler_id,
+            thread_count=worker.state.nthreads,
+            memory_limit_bytes=getattr(worker.memory_manager, "memory_limit", None),
+            local_directory=worker.local_directory,
+            details=_worker_details(worker),
+        )
+        self._sampler = Sampler(spool, self._sample, delay=lambda: worker.scheduler_delay)
+        self._sampler.start()
+
+    async def teardown(self, worker: Any) -> None:
+        """Write what is in memory; task threads may still run and their rows are still taken."""
+        if hasattr(self, "_sampler") and self._sampler.stop():
+            for undo in self._undo:
+                undo()
+            now = time.time_ns()
+            self._spool.put(ProcessEnd(now, worker.id, "worker", None, "closed", None, None, None))
+            await session.closed_soon(self._spool)
+            logs.detach(self._spool)
+
+    def _sample(self, put: Callable[[str, str | None, float], None], lag_s: float) -> None:
+        worker, spool = self._worker, self._spool
+        put("event_loop_lag_s", None, lag_s)
+        process_samples(put)
+        worker_samples(put, worker)
+        recorded, compound = self._counts()
+        spool.counters["transitions_dask"] = worker.state.transition_counter - self._counted_before
+        spool.counters["transitions_recorded"] = recorded
+        spool.counters["transitions_compound"] = compound
+        # Dask counts a transfer when it begins and logs it when it has gone well.
+        spool.counters["transfers_outgoing_dask"] = worker.transfer_outgoing_count_total - worker.transfer_outgoing_count
+        self._put_fine_metrics()
+
+    def _put_fine_metrics(self) -> None:
+        """Write by how much each of Dask's fine metrics grew since the last time."""
+        now, before = time.time_ns(), self._metrics
+        for name, value in list(self._worker.digests_total.items()):
+            if isinstance(name, tuple) and len(name) >= 3:
+                growth = value - before.get(name, 0.0)
+                if growth:
+                    before[name] = value
+                    span_id, prefix = (name[1], name[2]) if len(name) >= 5 else (None, None)
+                    activity, unit = str(name[-2]), str(name[-1])
+                    self._spool.put(
+                        FineMetric(now, str(name[0]), _text(span_id), _text(prefix), activity, unit, growth)
+                    )
+
+
+def transition_hook(
+    spool: Spool, worker: Any, switch_off: Callable[[], None]
+) -> tuple[Callable[..., None], Callable[[], tuple[int, int]]]:
+    """Return the transition hook and a function telling (calls, compound transitions).
+
+    Dask calls the hook without a cause; the cause is the newest entry of its stimulus log,
+    which it appends before handling.  Its transition counter counts a transition that goes
+    through ``released`` once more than it calls the hook: those are counted here from the
+    jumps, so that recorded + compound must equal Dask's own count.
+    """
+    put, put_result = spool.extender("worker_transitions"), spool.extender("results")
+    put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
+    put_reception = spool.extender("receptions")
+    state, time_ns = worker.state, time.time_ns
+    tasks, stimulus_log = state.tasks, state.stimulus_log
+    address = worker.address
+    count = compound = 0
+    counter = state.transition_counter
+    delays: dict[Any, float] = {}
+    written_end: Any = None
+
+    def transition(key: Any, start: str, finish: str, **_: Any) -> None:
+        nonlocal count, compound, counter, written_end
+        count += 1
+        try:
+            compound += state.transition_counter - counter - 1
+            counter = state.transition_counter
+            stimulus = stimulus_log[-1] if stimulus_log else None
+            cause = None if stimulus is None else stimulus.stimulus_id
+            task = tasks.get(key)
+            if task is None:
+                put((time_ns(), key, -1, start, finish, None, cause))
+                run_id = -1
+            else:
+                reached, run_id = task.state, task.run_id
+                put((time_ns(), key, run_id, start, finish, None if reached == finish else reached, cause))
+            if finish == "executing":
+                delays[key] = worker.scheduler_delay
+            elif stimulus is None:
+                return
+            elif finish == "waiting":
+                who_has = getattr(stimulus, "who_has", None)
+                if who_has is not None and stimulus.key == key and type(stimulus).__name__ == "ComputeTaskEvent":
+                    remote = sum(address not in holders for holders in who_has.values())
+                    size = sum(stimulus.nbytes.values())
+                    put_reception((time_ns(), key, stimulus.run_id, len(who_has), size, remote))
+            elif stimulus is not written_end and type(stimulus).__name__ in _ENDS and stimulus.key == key:
+                written_end = stimulus
+                put_end(stimulus, key, task, run_id)
+        except Exception as reason:  # noqa: BLE001 - the worker must go on
+            if spool.failed("transition", reason, "worker_transitions"):
+                switch_off()
+
+    def put_end(stimulus: Any, key: Any, task: Any, run_id: int) -> None:
+        """Record the end of the attempt that this event of the state machine reports."""
+        now = time_ns()
+        run_id = getattr(stimulus, "run_id", run_id)
+        thread = state.threads.get(key, -1)
+        failure = getattr(stimulus, "exception_text", None)
+        size, kind = getattr(stimulus, "nbytes", None), getattr(stimulus, "type", None)
+        outcome = "gone" if task is None else task.state
+        put_result(
+            (
+                now, key, run_id, outcome, address, thread,
+                -1 if size is None else size, None if kind is None else _type_name(kind),
+                getattr(stimulus, "start", None), getattr(stimulus, "stop", None), delays.pop(key, None),
+            )
+        )  # fmt: skip
+        if task is not None:
+            computed = False
+            for each in task.startstops:
+                if each["action"] == "compute" and not computed and each["start"] == getattr(stimulus, "start", None):
+                    computed = True
+                else:
+                    put_startstop((key, run_id, each["action"], each["start"], each["stop"], each.get("source")))
+        if failure is not None:
+            put_error((now, key, run_id, address, None, failure, getattr(stimulus, "traceback_text", None)))
+
+    return transition, lambda: (count, compound)
+
+
+class _TappedLog(deque[dict[str, Any]]):
+    """One of Dask's bounded transfer logs, every entry of which is also recorded.
+
+    Polling the log loses entries beyond its 1,000 between two polls and re-reads old ones;
+    this sees each append once.
+    """
+
+    tap: Callable[[dict[str, Any]], None]
+
+    def append(self, entry: dict[str, Any]) -> None:
+        super().append(entry)
+        self.tap(entry)
+
+
+def _tap_transfers(spool: Spool, worker: Any) -> Callable[[], None] | None:
+    """Record transfers in both directions from now on; returns the way back."""
+    put, put_key = spool.extender("transfers"), spool.extender("transfer_keys")
+    next_number = iter(range(1 << 62))
+    originals: dict[str, Any] = {}
+    for direction in ("incoming", "outgoing"):
+        name = f"transfer_{direction}_log"
+        log = getattr(worker, name, None)
+        if not isinstance(log, deque):
+            spool.lose("not_captured", "transfers", f"this Dask has no worker.{name}")
+            continue
+
+        def tap(entry: dict[str, Any], direction: str = direction) -> None:
+            number = next(next_number)
+            keys, delay = entry["keys"], worker.scheduler_delay
+            put(
+                Transfer(
+                    time.time_ns(), number, direction, _text(entry["who"]), entry["start"], entry["stop"],
+                    entry["total"], entry.get("compressed"), len(keys), delay,
+                )
+            )  # fmt: skip
+            for key, size in keys.items():
+                put_key(TransferKey(number, key, -1 if size is None else size))
+            name = f"transfers_{direction}_recorded"
+            spool.counters[name] = spool.counters.get(name, 0) + 1
+
+        tapped = _TappedLog(log, maxlen=log.maxlen)
+        tapped.tap = spool.guard("transfer", tap, table_name="transfers")
+        originals[name] = log
+        setattr(worker, name, tapped)
+
+    def undo() -> None:
+        for name, original in originals.items():
+            current = getattr(worker, name)
+            original.clear()
+            original.extend(current)
+            setattr(worker, name, original)
+
+    return undo if originals else None
+
+
+def _tap_spills(spool: Spool, worker: Any) -> Callable[[], None] | None:
+    """Record results that go to disk and come back, through zict's own callbacks."""
+    data, put = worker.data, spool.extender("spills")
+    slow = getattr(data, "_slow_uncached", None)
+    if not hasattr(data, "fast_to_slow_callbacks"):
+        if worker.memory_manager.memory_limit and not isinstance(data, dict):
+            spool.lose("not_captured", "spills", f"worker.data is a {type(data).__name__}, without zict's callbacks")
+        return None
+
+    def size_in_memory(key: Any) -> int:
+        return int(data.fast.weights.get(key, -1))
+
+    def sizes_on_disk(key: Any) -> tuple[int, int]:
+        sizes = getattr(slow, "weight_by_key", {}).get(key)
+        return (-1, -1) if sizes is None else (int(sizes[0]), int(sizes[1]))
+
+    def spilled(key: Any, value: Any) -> None:
+        memory, disk = sizes_on_disk(key)
+        put((time.time_ns(), key, "spill", size_in_memory(key) if memory < 0 else memory, disk))
+
+    def unspilled(key: Any, value: Any) -> None:
+        put((time.time_ns(), key, "unspill", size_in_memory(key), sizes_on_disk(key)[1]))
+
+    callbacks = (
+        (data.fast_to_slow_callbacks, spool.guard("spill", spilled, table_name="spills")),
+        (data.slow_to_fast_callbacks, spool.guard("unspill", unspilled, table_name="spills")),
+    )
+    for registered, callback in callbacks:
+        registered.append(callback)
+
+    def undo() -> None:
+        for registered, callback in callbacks:
+            if callback in registered:
+                registered.remove(callback)
+
+    return undo
+
+
+def _record_clients_of_tasks(run_directory: str) -> None:
+    """Have clients that tasks of this process make recorded too, as `recup run` has it."""
+    preloads = dask.config.get("distributed.client.preload", None) or []
+    preloads = [preloads] if isinstance(preloads, str) else list(preloads)
+    if not any(name.startswith("recup.preload") for name in preloads):
+        dask.config.set({"distributed.client.preload": [*preloads, "recup.preload"]})
+    if dask.config.get("recup.run-directory", None) is None:
+        dask.config.set({"recup.run-directory": run_directory})
+
+
+def _worker_details(worker: Any) -> dict[str, Any]:
+    manager = worker.memory_manager
+    names = ("memory_target_fraction", "memory_spill_fraction", "memory_pause_fraction", "max_spill")
+    return {
+        "nanny": getattr(worker, "nanny", None) and str(worker.nanny),
+        "resources": dict(worker.state.total_resources),
+        "executors": {str(name): getattr(each, "_max_workers", None) for name, each in worker.executors.items()},
+        "memory": {name: getattr(manager, name) for name in names if hasattr(manager, name)},
+        "data": type(worker.data).__name__,
+        "heartbeat_s": getattr(worker, "heartbeat_interval", None),
+    }
+
+
+def _type_name(kind: Any) -> str:
+    try:
+        return f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__qualname__
+    except Exception:  # noqa: BLE001 - a metaclass may raise from any attribute
+        return "<unknown>"
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stand in for a hook that is switched off."""

@@ -1,0 +1,213 @@
+"""`recup run`: start a program so that its Dask clusters are recorded, and see it to its end.
+
+Covers the environment that switches recording on, signals, the program's exit and the
+manifest.  The program runs as its own interpreter started in the ordinary way, with the
+same arguments, working directory, input and output: nothing of recup is between them.  It
+does not cover what is recorded (`recup.capture`), nor sealing (`recup.store`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import dask.config
+import psutil
+
+from recup.errors import RecupError
+from recup.rundir import create_run, update_manifest
+
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+_STRAGGLERS_S = 15.0
+"""How long workers that outlive the program are waited for before sealing is left to the user."""
+
+
+class NotRunnable(RecupError):
+    """What `recup run` was given is no script, module or command."""
+
+
+def command_for(target: str, arguments: list[str]) -> tuple[list[str], str | None]:
+    """Return the command line that runs a target, and the script in it, if any.
+
+    A file runs with this Python; anything else is looked up as a command on PATH.
+
+    Raises
+    ------
+    NotRunnable
+        It is neither.
+    """
+    path = Path(target)
+    if path.is_file() and (path.suffix in (".py", ".pyw") or not os.access(path, os.X_OK)):
+        if path.suffix == ".ipynb":
+            raise NotRunnable(f"{target} is a notebook: run it with `recup run jupyter execute {target}`.")
+        return [sys.executable, target, *arguments], target
+    found = shutil.which(target)
+    if found:
+        return [target, *arguments], next((a for a in arguments if a.endswith(".py") and Path(a).is_file()), None)
+    if path.is_dir():
+        raise NotRunnable(f"{target} is a directory: give a script in it, or a package as `-m NAME`.")
+    raise NotRunnable(f"{target} is neither a file here ({os.getcwd()}) nor a command on PATH.")
+
+
+def recording_environment(run_directory: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with recording switched on; the user's own preloads stay first."""
+    changed = dict(environment)
+    for server, module in (("scheduler", "recup.preload"), ("client", "recup.preload_client")):
+        preloads = dask.config.get(f"distributed.{server}.preload", None) or []
+        preloads = [preloads] if isinstance(preloads, str) else list(preloads)
+        if not any(str(name).startswith("recup.preload") for name in preloads):
+            preloads.append(module)
+        changed[f"DASK_DISTRIBUTED__{server.upper()}__PRELOAD"] = repr(preloads)
+    changed["DASK_RECUP__RUN_DIRECTORY"] = str(run_directory)
+    return changed
+
+
+def run_program(command: list[str], script: str | None, root: Path) -> tuple[Path, int]:
+    """Run a command with recording on and wait for it.
+
+    Returns
+    -------
+    run directory, return code
+        The code as `subprocess` gives it: negative when a signal ended the program.
+
+    Raises
+    ------
+    RecupError
+        The run directory cannot be made, or the program cannot be started.
+    """
+    try:
+        run_directory = create_run(root, way="run", command=command)
+    except OSError as reason:
+        raise RecupError(
+            f"The run cannot be recorded under {root}: {reason.strerror}. Name another place with --root or $RECUP_ROOT."
+        ) from reason
+    environment = recording_environment(run_directory, os.environ)
+    with _signals_forwarded() as children:
+        try:
+            process = subprocess.Popen(command, env=environment)
+        except OSError as reason:
+            shutil.rmtree(run_directory, ignore_errors=True)
+            raise NotRunnable(f"{command[0]} could not be started: {reason.strerror}.") from reason
+        children.append(process)
+        spool = _describe_launch(run_directory, script)
+        code = process.wait()
+    if spool is not None:
+        spool.close()
+    with contextlib.suppress(RecupError, OSError):
+        update_manifest(
+            run_directory,
+            state="ended",
+            ended_ns=time.time_ns(),
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+        )
+    return run_directory, code
+
+
+def _describe_launch(run_directory: Path, script: str | None) -> Any:
+    """Record the launcher's own process, batch job and script, while the program runs."""
+    try:
+        from recup.capture import host
+        from recup.spool import Spool
+
+        spool = Spool(run_directory, "launcher", f"Launcher-{run_directory.name}")
+        host.record_process_in_background(spool, role="launcher", run_directory=run_directory, script=script)
+        return spool
+    except Exception as reason:  # noqa: BLE001 - the program runs already and must be waited for
+        sys.stderr.write(f"recup: the launch itself is not recorded: {reason!r}\n")
+        return None
+
+
+@contextlib.contextmanager
+def _signals_forwarded() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Pass signals on to the program.  Ctrl-C reaches it from the terminal by itself."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and _in_foreground():
+            return
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in (*_FORWARDED, signal.SIGINT)}
+    try:
+        yield children
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def wait_for_stragglers(run_directory: Path, timeout_s: float = _STRAGGLERS_S) -> list[int]:
+    """Wait until no process of this host writes to the run; returns those that still do.
+
+    Workers of a LocalCluster whose script was killed notice it and leave by themselves.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        alive = _writers(run_directory)
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.05)
+
+
+def _writers(run_directory: Path) -> list[int]:
+    """Return process ids that have not closed their spool and were alive a moment ago."""
+    alive = []
+    for status in run_directory.glob("spool/*/status.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            content = json.loads(status.read_text())
+            recent = time.time_ns() - content["time_ns"] < 5_000_000_000
+            here = content["hostname"] == socket.gethostname() and content["pid"] != os.getpid()
+            if here and recent and not content["closed"] and _is_running(content["pid"]):
+                alive.append(int(content["pid"]))
+    return sorted(set(alive))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def collect_local_spools(run_directory: Path) -> None:
+    """Move spools that servers of this host wrote to a node-local directory into the run."""
+    local = dask.config.get("recup.spool.directory", None)
+    if not local:
+        return
+    source = Path(local) / run_directory.name / "spool"
+    for each in source.glob("*") if source.is_dir() else ():
+        target = run_directory / "spool" / each.name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(each), str(target))
+
+
+def end_like(code: int) -> None:
+    """End this process as the program ended: with its exit code, or by its signal."""
+    if code < 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    raise SystemExit(code)
