@@ -55,12 +55,23 @@ def _numbers(values: Sequence[Any], code: str, null_value: int | None) -> tuple[
     try:
         data = array.array(code, values)
     except (TypeError, OverflowError, ValueError):
-        return _odd_numbers(values, code, null_value)
+        return _numbers_with_none(values, code, null_value)
     if null_value is not None:
         mask = np.frombuffer(data, dtype=f"=i{data.itemsize}") != null_value
         if not mask.all():
             return (*_validity(mask), data.tobytes(), 0)
     return b"", 0, data.tobytes(), 0
+
+
+def _numbers_with_none(values: Sequence[Any], code: str, null_value: int | None) -> tuple[Buffer, int, Buffer, int]:
+    try:
+        data = array.array(code, [0 if value is None else value for value in values])
+    except (TypeError, OverflowError, ValueError):
+        return _odd_numbers(values, code, null_value)
+    mask = np.array([value is not None for value in values], dtype=bool)
+    if null_value is not None:
+        mask &= np.frombuffer(data, dtype=f"=i{data.itemsize}") != null_value
+    return (*_validity(mask), data.tobytes(), 0)
 
 
 def _odd_numbers(values: Sequence[Any], code: str, null_value: int | None) -> tuple[Buffer, int, Buffer, int]:
@@ -160,8 +171,8 @@ def _schema_message(columns: Sequence[Column], metadata: dict[str, str]) -> byte
     for number, column in enumerate(columns):
         code, bits = _ARROW_TYPE["text" if column.kind == "category" else column.kind]
         name = builder.CreateString(column.name)
-        facts = {"kind": column.kind, "meaning": column.meaning, "unit": column.unit, "null": column.null}
-        notes = _key_values(builder, {key: value for key, value in facts.items() if value})
+        # Units and meanings are in the schema module; here they would cost kilobytes per file.
+        notes = _key_values(builder, {"kind": column.kind})
         type_offset = _arrow_type(builder, code, bits)
         children = _vector(builder, [])
         dictionary = 0

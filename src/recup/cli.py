@@ -1,8 +1,473 @@
-"""The command line."""
+"""The command line: `recup VERB ...`, also `dask recup VERB ...`.
+
+Each verb opens a run, asks one question and prints the answer (`recup.pages`), or its
+document with `--json`.  Errors a reader can mend are one line on stderr and exit code 1;
+wrong usage is 2; `check` ends with 3 where something is missing.  A bug keeps its
+traceback.  Every `dask` command imports this module, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from recup import __version__
+from recup.errors import RecupError
 
-@click.group(name="recup")
+if TYPE_CHECKING:
+    from recup.store import Run
+
+INCOMPLETE = 3
+"""Exit code of `check` when something is missing."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+FORMS = ("table", "csv", "json", "parquet")
+_VERBS = ("run", "ls", "info", "map", "story", "sql", "check", "seal", "schema", "doctor")
+
+
+class _Verbs(click.Group):
+    """A group that lists its verbs in the order of a run's life and prints RecupErrors as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        others = sorted(set(self.commands) - set(_VERBS))
+        return [*_VERBS, *others]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecupError as reason:
+            from recup.terminal import complain
+
+            complain(reason)
+            ctx.exit(1)
+
+
+class _Untouched(click.Command):
+    """A command whose options end at its first argument, or at `-m MODULE`, as those of `python` do."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        place = 0
+        while place < len(args) and args[place].startswith("-") and args[place] not in ("-", "--"):
+            if args[place].startswith("-m"):
+                end = place + (2 if args[place] == "-m" else 1)
+                args = [*args[:end], "--", *args[end:]]
+                break
+            place += 2 if args[place] == "--root" else 1
+        return super().parse_args(ctx, args)
+
+
+def _json_option(function: Function) -> Function:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")(function)
+
+
+def _root_option(function: Function) -> Function:
+    text = "Directory that holds runs.  [default: $RECUP_ROOT, else ./recup-runs]"
+    return click.option("--root", type=click.Path(file_okay=False), help=text)(function)
+
+
+def _run_argument(function: Function) -> Function:
+    return click.argument("run", default="last")(function)
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Run]:
+    from recup.store import open_run
+
+    with open_run(name) as run:
+        yield run
+
+
+@click.group(name="recup", cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="recup")
 def main() -> None:
-    """Record a Dask workload and ask what it did."""
+    """Record a Dask workload, lose nothing when it dies, and ask what it did.
+
+    RUN is a run directory, a run id, the start of one, or `last`.
+
+    \b
+    Example:
+      recup run script.py        record it, then see its first page
+      recup story inc-1 --run last
+    """
+
+
+@main.command("run", cls=_Untouched, context_settings={"allow_interspersed_args": False})
+@_root_option
+@click.option("--no-seal", is_flag=True, help="Leave the rows as they were written; `recup seal` does it later.")
+@click.option("--quiet", is_flag=True, help="Print nothing of recup's own, except what went wrong.")
+@click.option("--no-source", is_flag=True, help="Record no source text of the script.")
+@click.option("--json", "as_json", is_flag=True, help="Print the first page as JSON, on stderr.")
+@click.option("-m", "module", metavar="MODULE", help="Run a module, as `python -m` does; ends the options.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="TARGET [ARGS]...")
+def run_verb(
+    *,
+    root: str | None,
+    no_seal: bool,
+    quiet: bool,
+    no_source: bool,
+    as_json: bool,
+    module: str | None,
+    command: tuple[str, ...],
+) -> None:
+    """Run a program and record every Dask cluster it starts or uses.
+
+    TARGET is a script or a command; what follows it goes to the program untouched, so
+    options of recup stand before it.  The program keeps its input, output and exit status;
+    the run's first page is printed on stderr when it has ended.
+
+    \b
+    Example:
+      recup run script.py --size 4
+      recup run --root /scratch/runs -m my_package.main
+      recup run jupyter execute notebook.ipynb
+    """
+    from recup.launch import command_for, end_like, run_program
+    from recup.rundir import runs_root
+
+    if module is None and not command:
+        raise click.UsageError("Give a script, a command, or -m MODULE.")
+    if module is None:
+        line, script = command_for(command[0], list(command[1:]))
+    else:
+        line, script = [sys.executable, "-m", module, *command], None
+    with _source_switched_off() if no_source else contextlib.nullcontext():
+        path, code = run_program(line, script, runs_root(root))
+    _after_program(path, no_seal=no_seal, quiet=quiet, as_json=as_json)
+    end_like(code)
+
+
+@contextlib.contextmanager
+def _source_switched_off() -> Iterator[None]:
+    """Tell the program, through its environment, and the launcher to record no source text."""
+    import dask.config
+
+    name, before = "DASK_RECUP__SOURCE", os.environ.get("DASK_RECUP__SOURCE")
+    os.environ[name] = "False"
+    try:
+        with dask.config.set({"recup.source": False}):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _after_program(path: Path, *, no_seal: bool, quiet: bool, as_json: bool) -> None:
+    """Seal and print; whatever goes wrong is said, and never changes how the program ended."""
+    from recup.terminal import complain
+
+    try:
+        _seal_and_show(path, no_seal=no_seal, quiet=quiet, as_json=as_json)
+    except KeyboardInterrupt:
+        complain(f"interrupted; the record stays in {path}. `recup seal {path.name}` goes on where it ended.")
+    except RecupError as reason:
+        complain(reason)
+    except Exception as reason:  # noqa: BLE001 - the program's exit status is not recup's to change
+        complain(f"{type(reason).__name__}: {reason}; the record stays in {path}")
+
+
+def _seal_and_show(path: Path, *, no_seal: bool, quiet: bool, as_json: bool) -> None:
+    from recup.launch import collect_local_spools, wait_for_stragglers
+    from recup.terminal import Page, complain, print_json, progress
+
+    stragglers = wait_for_stragglers(path)
+    collect_local_spools(path)
+    if stragglers:
+        shown = ", ".join(map(str, stragglers[:5])) + (" ..." if len(stragglers) > 5 else "")
+        complain(f"not sealed: still written by process {shown}; `recup seal {path.name}` when it has ended")
+    elif not no_seal:
+        from recup.store import seal
+
+        with progress("sealing") as show:
+            seal(path, progress=show)
+    if quiet:
+        return
+    from recup.analyse.overview import overview
+    from recup.pages import info_page
+    from recup.store import open_run
+
+    with open_run(path) as run:
+        document = overview(run)
+    if as_json:
+        print_json(document, sys.stderr)
+    else:
+        page = Page(sys.stderr)
+        page.blank()
+        info_page(page, document)
+
+
+@main.command("ls")
+@_root_option
+@_json_option
+def ls_verb(root: str | None, as_json: bool) -> None:
+    """List the runs under a root, newest last.
+
+    One row per run: when it started, how long it took, how it ended, its tasks (a key
+    submitted twice counts twice), the workers that recorded, and its size on disk.
+
+    \b
+    Example:
+      recup ls
+      recup ls --root /scratch/runs --json
+    """
+    from recup.analyse.listing import list_runs
+    from recup.pages import runs_page
+    from recup.rundir import runs_root
+    from recup.terminal import Page, print_json
+
+    rows = list_runs(runs_root(root))
+    if as_json:
+        print_json(rows)
+    else:
+        runs_page(Page(whole_rows=True), rows, runs_root(root))
+
+
+@main.command("info")
+@_run_argument
+@_json_option
+def info_verb(run: str, as_json: bool) -> None:
+    """Show the first page of a run: what is missing, what ran, what came of it.
+
+    Losses come first.  RUN is a directory, a run id, the start of one, or `last`.
+
+    \b
+    Example:
+      recup info
+      recup info 20261124T0233 --json
+    """
+    from recup.analyse.overview import overview
+    from recup.pages import info_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        document = overview(opened)
+    if as_json:
+        print_json(document)
+    else:
+        info_page(Page(), document)
+
+
+@main.command("map")
+@_run_argument
+@_json_option
+def map_verb(run: str, as_json: bool) -> None:
+    """Show the map of a run: what was recorded at each step and level, and why not.
+
+    Each line is collected, partly collected, missing (and why), nothing (nothing of the
+    kind happened), or not yet recorded by this version.
+
+    \b
+    Example:
+      recup map last
+    """
+    from recup.analyse.coverage import STATES, STEPS, coverage
+    from recup.pages import map_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        lines, name = coverage(opened).to_pylist(), opened.run_id
+    if as_json:
+        print_json({"run_id": name, "lines": lines})
+    else:
+        map_page(Page(), name, lines, STEPS, STATES)
+
+
+@main.command("story")
+@click.argument("key")
+@click.option("--run", "run", default="last", show_default=True, help="The run it is in.")
+@_json_option
+def story_verb(key: str, run: str, as_json: bool) -> None:
+    """Tell everything that happened to one task, on one time line.
+
+    KEY is the key of a task, or a part of it that no other key has.  Times are seconds
+    from its submission, on the scheduler's clock; the clocks of workers are aligned to it
+    as well as can be known.
+
+    \b
+    Example:
+      recup story "('sum-aggregate-4f1c', 0)"
+      recup story sum-agg --run last
+    """
+    from recup.analyse.story import find_key, story
+    from recup.pages import story_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        found = find_key(opened, key)
+        lines, name = story(opened, found).to_pylist(), opened.run_id
+    if as_json:
+        print_json({"run_id": name, "key": found, "lines": lines})
+    else:
+        story_page(Page(whole_rows=True), name, found, lines)
+
+
+@main.command("sql")
+@click.argument("run")
+@click.argument("query", required=False)
+@click.option("--format", "form", type=click.Choice(FORMS), help="[default: as FILE ends, else table]")
+@click.option(
+    "-o", "output", metavar="FILE", type=click.Path(dir_okay=False), help="File to write; needed for parquet."
+)
+@click.option("--limit", type=click.IntRange(min=0), help="Rows to give at most.  [default: 100 of a table, else all]")
+@_json_option
+def sql_verb(
+    *, run: str, query: str | None, form: str | None, output: str | None, limit: int | None, as_json: bool
+) -> None:
+    """Ask a run in SQL (DuckDB); without a query, list its tables and views.
+
+    `recup schema` tells what tables and columns mean.
+
+    \b
+    Example:
+      recup sql last
+      recup sql last "select prefix, count(*) from tasks group by all"
+      recup sql last "from results" -o results.parquet
+    """
+    from recup.query import tables_and_views, write_answer
+    from recup.terminal import Page, print_json
+
+    suffix = Path(output or "").suffix.removeprefix(".")
+    form = "json" if as_json else form or (suffix if suffix in FORMS else "table")
+    if form == "parquet" and output is None and query is not None:
+        raise click.UsageError("Parquet goes to a file: give -o FILE.")
+    with _opened(run) as opened:
+        if query is None:
+            from recup.pages import tables_page
+
+            rows = tables_and_views(opened)
+            print_json(rows) if form == "json" else tables_page(Page(whole_rows=True), rows)
+        else:
+            write_answer(opened.sql(query), form, output, limit)
+
+
+@main.command("check")
+@_run_argument
+@_json_option
+def check_verb(run: str, as_json: bool) -> None:
+    """State what of a run is missing; exit code 3 when something is.
+
+    Compares recup's own counts with Dask's, workers seen with workers recorded, and lists
+    what was dropped, cut or switched off.
+
+    \b
+    Example:
+      recup check last && echo complete
+    """
+    from recup.analyse.overview import finding_rows
+    from recup.completeness import completeness, verdict
+    from recup.pages import check_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        findings, name = completeness(opened), opened.run_id
+    judged = verdict(findings)
+    document = finding_rows(findings)
+    if as_json:
+        print_json({"run_id": name, "verdict": judged, "findings": document})
+    else:
+        check_page(Page(), name, judged, document)
+    if any(f.level == "loss" for f in findings):
+        sys.exit(INCOMPLETE)
+
+
+@main.command("seal")
+@_run_argument
+@click.option("--keep-spool", is_flag=True, help="Leave the rows as they were written beside the tables.")
+@click.option("--force", is_flag=True, help="Seal although a process may still be writing.")
+@_json_option
+def seal_verb(run: str, keep_spool: bool, force: bool, as_json: bool) -> None:
+    """Turn what the servers of a run wrote into compact Parquet tables.
+
+    Every table is read back before the rows as written are removed.  Sealing twice, or
+    again after an interruption, does no harm.
+
+    \b
+    Example:
+      recup seal last
+    """
+    from recup.pages import seal_page
+    from recup.store import seal
+    from recup.terminal import Page, print_json, progress
+
+    try:
+        with progress("sealing") as show:
+            report = seal(run, keep_spool=keep_spool, force=force, progress=show)
+    except OSError as reason:
+        place = reason.filename or run
+        raise RecupError(
+            f"{place} cannot be written: {reason.strerror}. The rows as written stay; make room and seal again."
+        ) from reason
+    document = {
+        "path": str(report.path),
+        "row_counts": report.row_counts,
+        "sizes_bytes": report.sizes_bytes,
+        "damaged_files": list(report.damaged_files),
+        "spool_removed": report.spool_removed,
+        "duration_s": report.duration_s,
+    }
+    if as_json:
+        print_json(document)
+    else:
+        seal_page(Page(), document)
+
+
+@main.command("schema")
+@click.argument("table", required=False)
+@_json_option
+def schema_verb(table: str | None, as_json: bool) -> None:
+    """Print the data dictionary: tables, views, columns, units, and what a null says.
+
+    With TABLE, its columns; without, one line per table and view.
+
+    \b
+    Example:
+      recup schema
+      recup schema transfers
+    """
+    from recup.dictionary import describe
+    from recup.pages import schema_page
+    from recup.terminal import Page, print_json
+
+    document = describe(table)
+    if as_json:
+        print_json(document)
+    else:
+        schema_page(Page(), document, in_full=table is not None)
+
+
+@main.command("doctor")
+@_root_option
+@click.option("--no-cluster", is_flag=True, help="Do not start a tiny cluster to see its rows arrive.")
+@_json_option
+def doctor_verb(root: str | None, no_cluster: bool, as_json: bool) -> None:
+    """Tell whether this environment would record everything, and what to mend.
+
+    Checks versions, the file system, limits and configuration, and records a cluster of
+    one worker.  Exit code 1 when there is a problem.
+
+    \b
+    Example:
+      recup doctor
+      recup doctor --no-cluster --json
+    """
+    from dataclasses import asdict
+
+    from recup.doctor import examine
+    from recup.pages import doctor_page
+    from recup.rundir import runs_root
+    from recup.terminal import Page, print_json
+
+    checks = [asdict(check) for check in examine(runs_root(root), live=not no_cluster)]
+    if as_json:
+        print_json(checks)
+    else:
+        doctor_page(Page(), checks)
+    if any(check["level"] == "problem" for check in checks):
+        sys.exit(1)

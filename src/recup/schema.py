@@ -163,7 +163,7 @@ class NetworkInterface(NamedTuple):
     is_up: Annotated[bool, Column("Whether the link is up")]
     speed_bits_per_s: Annotated[int | None, Column("Link speed", unit="bit/s", null="not told")]
     mtu_bytes: Annotated[int | None, Column("Largest packet", unit="bytes", null="not told")]
-    used_by_server: Annotated[bool, Column("Whether the server's own address is on it")]
+    used_by_server: Annotated[bool, Column("Whether the server's own address is known to be on it")]
 
 
 @table("filesystems", step=1)
@@ -272,7 +272,7 @@ class ConfigValue(NamedTuple):
 class Source(NamedTuple):
     """One row per distinct piece of source text: the script, the notebook cell, a submitting frame."""
 
-    source_digest: Annotated[str, Column("SHA-256 of the text")]
+    source_digest: Annotated[str, Column("SHA-256 of the original text, before redaction")]
     kind: Annotated[str, Column("script, cell or frame", category=True)]
     path: Annotated[str, Column("File it stands in")]
     first_line: Annotated[int, Column("Line of the file where the text begins")]
@@ -620,7 +620,7 @@ class Spill(NamedTuple):
     key: Annotated[Key, _KEY]
     direction: Annotated[str, Column("spill (to disk) or unspill (back)", category=True)]
     memory_bytes: Annotated[int, Column("Size in memory by Dask's sizeof", unit="bytes", null="not told", null_value=-1)]
-    disk_bytes: Annotated[int, Column("Size on disk", unit="bytes", null="not told", null_value=-1)]
+    disk_bytes: Annotated[int, Column("Size on disk", unit="bytes", null="not told, or no longer on disk", null_value=-1)]
 
 
 @table("fine_metrics", step=4, sort=("time_ns",))

@@ -195,6 +195,7 @@ class Spool:
         self._status = _StatusFile()
         self.closed_at_s: float | None = None
         self.counters: dict[str, float] = {}
+        self.describing: threading.Thread | None = None
         self._lost: dict[tuple[str, str], list[Any]] = {}
         self._failures: dict[str, int] = {}
         _WRITER.add(self)
@@ -281,6 +282,8 @@ class Spool:
 
     def close(self) -> None:
         """Flush and say that the spool ended in order; rows may still follow and are written."""
+        if self.describing is not None:  # a short program may end before it has been described
+            self.describing.join(2.0)
         self.closed_at_s = time.monotonic()
         self.flush()
 

@@ -17,8 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import psutil
-
+from recup.capture.machine import process_started_s
 from recup.capture.redaction import REDACTED, looks_secret, redacted_text
 from recup.schema import ConfigValue
 
@@ -34,7 +33,9 @@ Layer = tuple[str, dict[str, Any]]
 def config_rows() -> tuple[str, list[ConfigValue]]:
     """Return the digest and the rows of the resolved configuration: one row per dotted name.
 
-    The digest covers names, redacted values and origins, so it differs where any row would.
+    Names are spelled as the defaults spell them: Dask keeps ``work_stealing`` where a
+    variable said so first.  The digest covers names, redacted values and origins, so it
+    differs where any row would.
 
     Raises
     ------
@@ -43,13 +44,17 @@ def config_rows() -> tuple[str, list[ConfigValue]]:
     """
     import dask.config
 
-    values = _flat_copy(dask.config.config)
-    defaults = [_canonical(_flat(each)) for each in list(dask.config.defaults)]
-    layers, doubtful = _layers()
+    given = [_flat(each) for each in list(dask.config.defaults)]
+    spelled = {_canonical_name(name): name for each in given for name in each}
+    values = {spelled.get(_canonical_name(n), n): v for n, v in _flat_copy(dask.config.config).items()}
+    defaults = [_canonical(each) for each in given]
+    layers, doubtful, is_stale = _layers()
     rows = []
     for name, value in sorted(values.items()):
         canonical = _canonical_name(name)
-        origin = None if canonical in doubtful else _origin(canonical, value, layers, defaults, bool(doubtful))
+        origin = None if canonical in doubtful else _origin(canonical, value, layers, defaults)
+        # What explains the value may have stood in a file that was changed since.
+        origin = None if origin == IN_CODE and is_stale else origin
         rows.append((name, json_value(name, value), origin))
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     return digest, [ConfigValue(digest, *row) for row in rows]
@@ -70,18 +75,15 @@ def json_value(name: str, value: Any) -> str | None:
 def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, str):
-        return redacted_text(str(value))
-    if isinstance(value, (PurePath, datetime.date, datetime.timedelta)):
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, (str, float, PurePath, datetime.date, datetime.timedelta)):
         return redacted_text(str(value))
     if depth < _DEPTH_LIMIT and isinstance(value, Mapping):
         return _plain_mapping(value, depth)
-    if depth < _DEPTH_LIMIT and isinstance(value, (list, tuple)):
-        return [_plain(each, depth + 1) for each in value]
-    if depth < _DEPTH_LIMIT and isinstance(value, (set, frozenset)):
-        return sorted((_plain(each, depth + 1) for each in value), key=repr)
+    if depth < _DEPTH_LIMIT and isinstance(value, (list, tuple, set, frozenset)):
+        items = [_plain(each, depth + 1) for each in value]
+        return sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items
     return f"<{type(value).__name__}>"
 
 
@@ -101,7 +103,7 @@ def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- origins
 
 
-def _origin(name: str, value: Any, layers: Iterable[Layer], defaults: Sequence[dict[str, Any]], stale: bool) -> str | None:
+def _origin(name: str, value: Any, layers: Iterable[Layer], defaults: Sequence[dict[str, Any]]) -> str | None:
     """Origin of a value: the layer that wins and agrees; unknown where only a losing layer agrees."""
     overridden = False
     for origin, given in layers:
@@ -112,11 +114,11 @@ def _origin(name: str, value: Any, layers: Iterable[Layer], defaults: Sequence[d
         overridden = True
     if any(name in given and _same(given[name], value) for given in defaults):
         return None if overridden else DEFAULT
-    return None if stale else IN_CODE
+    return IN_CODE
 
 
-def _layers() -> tuple[list[Layer], set[str]]:
-    """Environment and files, the winning one first, and the names whose origin cannot be told.
+def _layers() -> tuple[list[Layer], set[str], bool]:
+    """Environment and files, the winning one first; names whose origin cannot be told; whether a file is too new.
 
     A file written after the process began no longer tells what Dask read: its names are
     doubtful, and so is a name that replaces a deprecated one some layer uses.
@@ -125,17 +127,19 @@ def _layers() -> tuple[list[Layer], set[str]]:
 
     layers = [(name, given) for name, given in _environment_layers(os.environ)]
     doubtful: set[str] = set()
-    started_s = psutil.Process().create_time()
+    is_stale = False
+    started_s = process_started_s()
     for path, content in reversed(_files(dask.config)):
         given = _canonical(_flat(content))
         layers.append((_shown(path), given))
         if path.stat().st_mtime > started_s:
             doubtful.update(given)
+            is_stale = True
     renamed = {_canonical_name(old): new for old, new in getattr(dask.config, "deprecations", {}).items()}
     for _, given in layers:
         for name in given.keys() & renamed.keys():
             doubtful.add(_canonical_name(renamed[name] or name))
-    return layers, doubtful
+    return layers, doubtful, is_stale
 
 
 def _files(config: Any) -> list[tuple[Path, Mapping[str, Any]]]:

@@ -46,7 +46,7 @@ class RecupNanny(NannyPlugin):
         self._reason: str | None = None
         logs.attach(spool)
         self._wrap(nanny)
-        host.record_process_in_background(
+        spool.describing = host.record_process_in_background(
             spool,
             role="nanny",
             run_directory=Path(self.run_directory),

@@ -22,6 +22,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from recup.capture import host, logs, session
 from recup.capture.graphs import keys_digest
 from recup.capture.plugins import packed_plugin
+from recup.capture.redaction import redacted_text
 from recup.capture.sampling import Sampler, process_samples, scheduler_samples
 from recup.capture.text import json_text
 from recup.capture.taskgraph import graph_reader
@@ -83,7 +84,7 @@ class RecupScheduler(SchedulerPlugin):
         scheduler.handlers["recup_run_directory"] = lambda: str(directory)
         scheduler.handlers["recup_stop"] = self._end
         logs.attach(spool)
-        host.record_process_in_background(
+        spool.describing = host.record_process_in_background(
             spool,
             role="scheduler",
             run_directory=directory,
@@ -185,7 +186,7 @@ class RecupScheduler(SchedulerPlugin):
         if topic == "stealing" and self._put_steals(now, msg):
             return
         action = msg.get("action") if isinstance(msg, dict) else None
-        self._spool.put(Event(now, key_text(topic), action if isinstance(action, str) else None, json_text(msg)))
+        self._spool.put(Event(now, key_text(topic), action if isinstance(action, str) else None, redacted_text(json_text(msg))))
 
     def _put_steals(self, now: int, msg: Any) -> bool:
         """Write a message of the stealing extension as rows; False when its form is not known."""

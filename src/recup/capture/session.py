@@ -221,7 +221,7 @@ def capture_client(client: Any, run_directory: Path) -> Any:
         capture.install()
         client._recup_capture = capture
         logs.attach(spool)
-        host.record_process_in_background(
+        spool.describing = host.record_process_in_background(
             spool,
             role="client",
             run_directory=run_directory,

@@ -24,10 +24,20 @@ import psutil
 
 from recup import __version__
 from recup.capture.configuration import json_value
-from recup.capture.machine import cgroup_limits, host_id
-from recup.capture.redaction import redacted_arguments, redacted_value
+from recup.capture.machine import cgroup_limits, host_id, process_started_s
+from recup.capture.redaction import redacted_arguments, redacted_text, redacted_value
 from recup.schema import EnvironmentVariable, Package, Process
 from recup.spool import Spool, key_text
+
+__all__ = [
+    "ENVIRONMENT_NAMES",
+    "ENVIRONMENT_PREFIXES",
+    "Server",
+    "environment_rows",
+    "installed_packages",
+    "process_row",
+    "redacted_text",
+]
 
 ENVIRONMENT_NAMES = (
     "CONDA_DEFAULT_ENV", "CONDA_PREFIX", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES", "HOSTNAME", "JOB_ID", "JOB_NAME",
@@ -97,9 +107,11 @@ def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[st
     name, separator, version = directory.removesuffix(".dist-info").partition("-")
     if directory.endswith(".dist-info") and separator and name and "-" not in version:
         return name, version
-    metadata = distribution.metadata
-    # A distribution whose files were half removed has no such headers.
-    return (metadata["Name"] if "Name" in metadata else None, metadata["Version"] if "Version" in metadata else None)
+    try:
+        metadata: Any = distribution.metadata
+        return metadata.get("Name"), metadata.get("Version")
+    except Exception:  # noqa: BLE001 - half removed, or not text: what is raised depends on who finds distributions
+        return None, None
 
 
 # ---------------------------------------------------------------- environment
@@ -134,7 +146,7 @@ def process_row(server: Server) -> Process:
         host_id=host_id(),
         pid=os.getpid(),
         parent_pid=os.getppid(),
-        process_started_s=_or_none(lambda: psutil.Process().create_time()),
+        process_started_s=_or_none(process_started_s),
         executable=sys.executable or "",
         arguments=json.dumps(redacted_arguments(sys.orig_argv)),
         cwd=_or_none(os.getcwd),
@@ -168,7 +180,7 @@ def _version(module_name: str, server: Server) -> str | None:
 def _resource_limits() -> dict[str, list[int | None]]:
     limits = {}
     for name in sorted(vars(resource)):
-        if name.startswith("RLIMIT_"):
+        if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE":  # the old name of NOFILE
             pair = _or_none(lambda name=name: resource.getrlimit(getattr(resource, name)))
             if pair is not None:
                 shown = [None if each == resource.RLIM_INFINITY else each for each in pair]

@@ -71,7 +71,7 @@ class RecupWorker(WorkerPlugin):
         self._metrics: dict[Any, float] = {}
         logs.attach(spool)
         _record_clients_of_tasks(self.run_directory)
-        host.record_process_in_background(
+        spool.describing = host.record_process_in_background(
             spool,
             role="worker",
             run_directory=Path(self.run_directory),

@@ -1,0 +1,264 @@
+"""The first page of a run: what ran, on what, what came of it, and what is not known.
+
+Covers facts and totals that a reader wants before asking anything.  It does not judge
+performance, nor does it go into single tasks (`story`) or lines of the map (`coverage`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from recup.analyse.listing import run_state, servers_of, wall_s
+from recup.completeness import completeness, verdict
+
+if TYPE_CHECKING:
+    from recup.store import Run
+
+Document = dict[str, Any]
+
+HOSTS_SQL = """
+select
+    any_value(hostname) as hostname,
+    any_value(operating_system) as operating_system,
+    any_value(architecture) as architecture,
+    any_value(cpu_model) as cpu_model,
+    any_value(cpu_count) as cpu_count,
+    any_value(core_count) as core_count,
+    any_value(memory_bytes) as memory_bytes,
+    any_value(container) as container
+from raw.hosts
+group by host_id
+order by hostname
+"""
+
+BATCH_JOBS_SQL = """
+select distinct system, job_id
+from raw.batch_jobs
+where system <> 'none'
+order by all
+"""
+
+SOFTWARE_SQL = """
+select python_version, dask_version, distributed_version, recup_version, count(*) as process_count
+from raw.processes
+group by 1, 2, 3, 4
+order by process_count desc, 1, 2, 3, 4
+"""
+
+CLUSTERS_SQL = """
+with lives as (
+    select
+        scheduler_id,
+        count(*) as worker_count,
+        count(*) filter (not is_captured) as uncaptured_count,
+        sum(thread_count)::bigint as thread_count,
+        sum(memory_limit_bytes)::bigint as memory_limit_bytes
+    from worker_lives
+    group by scheduler_id
+), came as (
+    select server_id as scheduler_id, count(distinct client) as client_count
+    from raw.clients
+    where client <> 'fire-and-forget'
+    group by server_id
+), graphs as (
+    select server_id as scheduler_id, count(*) as graph_count
+    from raw.submissions
+    group by server_id
+), schedulers as (
+    select server_id as scheduler_id, address
+    from servers
+    where role = 'scheduler'
+)
+select
+    scheduler_id,
+    address,
+    coalesce(worker_count, 0) as worker_count,
+    coalesce(uncaptured_count, 0) as uncaptured_count,
+    coalesce(thread_count, 0) as thread_count,
+    memory_limit_bytes,
+    coalesce(client_count, 0) as client_count,
+    coalesce(graph_count, 0) as graph_count
+from schedulers
+left join lives using (scheduler_id)
+left join came using (scheduler_id)
+left join graphs using (scheduler_id)
+order by scheduler_id
+"""
+"""One row per scheduler; threads and memory are those of all workers that ever came."""
+
+WORKER_ENDS_SQL = """
+select scheduler_id, ended, reason, count(*) as worker_count
+from worker_lives
+group by 1, 2, 3
+order by worker_count desc, 1, 2, 3
+"""
+
+PREFIXES_SQL = """
+with known as (
+    select server_id, key_id, any_value(prefix) as prefix
+    from raw.tasks
+    group by server_id, key_id
+), reached as (
+    select server_id, key_id, arg_max(finish, time_ns) as state
+    from raw.scheduler_transitions
+    where finish in ('memory', 'erred')
+    group by server_id, key_id
+), ran as (
+    select
+        server_id,
+        key_id,
+        count(*) as attempt_count,
+        count(*) filter (outcome = 'erred') as erred_count,
+        sum(compute_stop_s - compute_start_s) as compute_s,
+        count(compute_stop_s) as computed_count,
+        sum(nbytes) as result_bytes
+    from raw.results
+    where role = 'scheduler'
+    group by server_id, key_id
+)
+select
+    prefix,
+    count(*) as task_count,
+    count(*) filter (state = 'memory') as done_count,
+    count(*) filter (state = 'erred' and erred_count > 0) as failed_count,
+    count(*) filter (state = 'erred' and coalesce(erred_count, 0) = 0) as blocked_count,
+    count(*) filter (state is null) as without_result_count,
+    coalesce(sum(attempt_count), 0)::bigint as attempt_count,
+    sum(compute_s) as compute_s,
+    sum(compute_s) / nullif(sum(computed_count), 0) as mean_s,
+    sum(result_bytes)::bigint as result_bytes
+from known
+left join reached using (server_id, key_id)
+left join ran using (server_id, key_id)
+group by prefix
+order by compute_s desc nulls last, task_count desc, prefix
+"""
+"""One row per task prefix; a task is a key of a scheduler, its outcome the last it reached.
+
+`blocked` tasks never ran because a task they need failed.  Seconds and bytes are those of
+all attempts the scheduler accepted, so a task computed twice counts twice.
+"""
+
+TRAFFIC_SQL = """
+select
+    count(*) as transfer_count,
+    coalesce(sum(nbytes), 0)::bigint as transfer_bytes,
+    coalesce(sum(duration_s), 0) as transfer_s,
+    (select count(*) from raw.spills where direction = 'spill') as spill_count,
+    (select coalesce(sum(memory_bytes), 0)::bigint from raw.spills where direction = 'spill') as spill_bytes,
+    (select count(*) from raw.spills where direction = 'unspill') as unspill_count,
+    (select count(*) from raw.steals where decision = 'request') as steal_request_count,
+    (select count(*) from raw.steals where decision = 'confirm') as steal_count,
+    (select max(value)::bigint from raw.samples where metric = 'memory_process_bytes') as worker_peak_memory_bytes
+from transfers_distinct
+where destination_worker_id is not null
+"""
+"""One row; transfers are those between workers, told once where both ends recorded them."""
+
+ERRORS_SQL = """
+with each_task as (
+    select
+        key_id,
+        count(distinct run_id) as attempt_count,
+        min(time_ns) as first_ns,
+        arg_min(worker, time_ns) as worker,
+        arg_min(exception_text, time_ns) as exception_text
+    from raw.errors
+    group by key_id
+)
+select key, attempt_count, worker, exception_text, count(*) over () as error_count
+from each_task
+left join keys using (key_id)
+order by first_ns, key
+limit 5
+"""
+"""The first tasks that failed, and of how many."""
+
+LOGS_SQL = """
+select level, logger, message, count(*) as record_count
+from raw.logs
+where level in ('WARNING', 'ERROR', 'CRITICAL')
+group by 1, 2, 3
+order by level = 'WARNING', record_count desc, logger, message
+"""
+
+SUBMISSIONS_SQL = """
+with innermost as (
+    select server_id, submission, arg_max(path, depth) as path, arg_max(line, depth) as line,
+        arg_max(line_text, depth) as line_text
+    from raw.submission_frames
+    group by server_id, submission
+), sent as (
+    select server_id, submission, time_ns, call, task_count
+    from raw.client_submissions
+)
+select call, path, line, line_text, count(*) as submission_count, sum(task_count)::bigint as task_count
+from sent
+left join innermost using (server_id, submission)
+group by 1, 2, 3, 4
+order by min(time_ns)
+"""
+"""One row per place in the user's code that submits, with graphs sent and tasks before optimization."""
+
+
+def overview(run: Run) -> Document:
+    """Return the first page of a run as one document of plain values.
+
+    From: run.json, the completeness statement, views of `recup.fuse` and raw tables
+    Keys: run, completeness, hosts, batch_jobs, software, clusters, worker_ends,
+    submissions, tasks, traffic, errors, logs
+    """
+    findings = completeness(run)
+    prefixes = rows_of(run, PREFIXES_SQL)
+    traffic = rows_of(run, TRAFFIC_SQL)[0]
+    return {
+        "run": _run_facts(run),
+        "completeness": {
+            "verdict": verdict(findings),
+            "findings": finding_rows(findings),
+        },
+        "hosts": rows_of(run, HOSTS_SQL),
+        "batch_jobs": rows_of(run, BATCH_JOBS_SQL),
+        "software": rows_of(run, SOFTWARE_SQL),
+        "clusters": rows_of(run, CLUSTERS_SQL),
+        "worker_ends": rows_of(run, WORKER_ENDS_SQL),
+        "submissions": rows_of(run, SUBMISSIONS_SQL),
+        "tasks": {
+            **{name: sum(row[name] for row in prefixes) for name in _COUNTS},
+            "compute_s": sum(row["compute_s"] or 0.0 for row in prefixes),
+            "prefixes": prefixes,
+        },
+        "traffic": traffic,
+        "errors": rows_of(run, ERRORS_SQL),
+        "logs": rows_of(run, LOGS_SQL),
+    }
+
+
+def finding_rows(findings: Sequence[Any]) -> list[Document]:
+    """Return findings of the completeness statement as plain rows: level, subject, statement, numbers."""
+    return [{name: getattr(each, name) for name in ("level", "subject", "statement", "numbers")} for each in findings]
+
+
+_COUNTS = ("task_count", "done_count", "failed_count", "blocked_count", "without_result_count", "attempt_count")
+
+
+def rows_of(run: Run, query: str, parameters: list[Any] | None = None) -> list[Document]:
+    """Return the rows of a query, each as a dict by column name."""
+    relation = run.sql(query, parameters)
+    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+
+
+def _run_facts(run: Run) -> Document:
+    manifest = run.manifest
+    servers = servers_of(run.path)
+    state = run_state(manifest, servers)
+    names = ("way", "command", "cwd", "started_ns", "ended_ns", "exit_code", "signal", "recup_version")
+    return {
+        "run_id": run.run_id,
+        "path": str(run.path),
+        "state": state,
+        "wall_s": wall_s(manifest, servers, state),
+        "is_sealed": run.is_sealed,
+        **{name: manifest.get(name) for name in names},
+    }

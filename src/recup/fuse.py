@@ -1,0 +1,532 @@
+"""Views: what follows from the raw tables of several servers taken together.
+
+Covers identity of servers, clocks, attempts of tasks, activities of workers, transfers
+seen from both ends, lives of workers, submissions seen from both ends, and a summary.
+It does not cover raw tables (`recup.schema`) nor answers to questions (`recup.analyse`).
+
+Every view says what is observed or follows; what does not follow is null or ``unknown``.
+Times called ``*_s`` are seconds since the epoch on the clock of the scheduler, with
+``clock_error_s`` as the bound of what alignment may be off by (null: no bound is known).
+The worker's own rows are taken where there are any: they know failed attempts, and their
+clock is known better.
+"""
+
+from __future__ import annotations
+
+from recup.fuse_attempts import ACTIVITIES, ATTEMPT_TRANSITIONS, TASK_RUNS
+from recup.store import View, ViewColumn
+
+_SCHEDULER_ID = ViewColumn("scheduler_id", "Server id of the scheduler", null="not told")
+_CLOCK_ERROR = ViewColumn("clock_error_s", "Bound of what the alignment of clocks may be off by", "s", "no bound is known")
+
+SERVERS = View(
+    "servers",
+    "One row per server: those with a spool, and workers that only the scheduler told of.",
+    (
+        ViewColumn("server_id", "Server id"),
+        ViewColumn("role", "scheduler, worker, nanny, client or launcher"),
+        ViewColumn("scheduler_id", "Server id of its scheduler, itself for a scheduler", null="not told"),
+        ViewColumn("host_id", "Host it ran on", null="not told"),
+        ViewColumn("address", "Address", null="it has none, or it was not told"),
+        ViewColumn("pid", "Process id", null="not told"),
+        ViewColumn("is_captured", "Whether it has a spool"),
+    ),
+    """
+with named as (
+    select server_id, any_value(role) as role, true as is_captured, any_value(pid) as pid
+    from spools
+    group by server_id
+), told as (
+    select
+        server_id,
+        any_value(role) as role,
+        any_value(scheduler_id) as scheduler_id,
+        any_value(host_id) as host_id,
+        any_value(address) as address,
+        any_value(pid) as pid
+    from raw.processes
+    group by server_id
+), met as (
+    select
+        worker_id as server_id,
+        any_value(server_id) as scheduler_id,
+        any_value(address) as address,
+        any_value(pid) as pid
+    from raw.workers
+    where worker_id is not null
+    group by worker_id
+), schedulers as (
+    select server_id from named where role = 'scheduler'
+    union
+    select server_id from raw.workers
+), only_one as (
+    select any_value(server_id) as server_id from schedulers having count(*) = 1
+)
+select
+    coalesce(named.server_id, told.server_id, met.server_id) as server_id,
+    coalesce(named.role, told.role, 'worker') as role,
+    case
+        when coalesce(named.role, told.role) = 'scheduler' then coalesce(named.server_id, told.server_id)
+        else coalesce(told.scheduler_id, met.scheduler_id, (select server_id from only_one))
+    end as scheduler_id,
+    told.host_id,
+    coalesce(told.address, met.address) as address,
+    coalesce(told.pid, named.pid, met.pid) as pid,
+    coalesce(named.is_captured, false) as is_captured
+from named
+full join told on told.server_id = named.server_id
+full join met on met.server_id = coalesce(named.server_id, told.server_id)
+""",
+    is_kept=True,
+)
+
+CLOCKS = View(
+    "clocks",
+    "One row per server: how its clock stands to its scheduler's.",
+    (
+        ViewColumn("server_id", "Server id"),
+        ViewColumn("role", "Its role"),
+        _SCHEDULER_ID,
+        ViewColumn("host_id", "Host it ran on", null="not told"),
+        ViewColumn("offset_s", "To be added to its clock to get the scheduler's", "s", "not known"),
+        ViewColumn(
+            "error_s",
+            "Bound of the offset's error: a microsecond on one host, else the widest deviation of a sample from the median",
+            "s",
+            "not known",
+        ),
+        ViewColumn(
+            "delay_error_s",
+            "Bound of the error of times that Dask itself shifted by its scheduler_delay",
+            "s",
+            "no sample of scheduler_delay",
+        ),
+        ViewColumn("sample_count", "Samples of scheduler_delay"),
+        ViewColumn(
+            "basis", "scheduler, same host (one clock), scheduler_delay (median of three or more samples) or unknown"
+        ),
+    ),
+    """
+with delays as (
+    select
+        server_id,
+        median(scheduler_delay_s) as middle_s,
+        min(scheduler_delay_s) as lowest_s,
+        max(scheduler_delay_s) as highest_s,
+        count(scheduler_delay_s) as sample_count
+    from raw.clock_samples
+    where scheduler_delay_s is not null
+    group by server_id
+), based as (
+    select
+        s.server_id,
+        s.role,
+        s.scheduler_id,
+        s.host_id,
+        coalesce(d.sample_count, 0) as sample_count,
+        d.middle_s,
+        d.lowest_s,
+        d.highest_s,
+        case
+            when s.server_id = s.scheduler_id then 'scheduler'
+            when s.host_id = scheduler.host_id then 'same host'
+            when d.sample_count >= 3 then 'scheduler_delay'
+            else 'unknown'
+        end as basis
+    from servers s
+    left join servers scheduler on scheduler.server_id = s.scheduler_id
+    left join delays d on d.server_id = s.server_id
+), aligned as (
+    select
+        *,
+        case basis when 'scheduler' then 0.0 when 'same host' then 0.0 when 'scheduler_delay' then middle_s end as offset_s
+    from based
+)
+select
+    server_id,
+    role,
+    scheduler_id,
+    host_id,
+    offset_s,
+    case basis
+        when 'scheduler' then 0.0
+        when 'same host' then 1e-6
+        when 'scheduler_delay' then greatest(highest_s - middle_s, middle_s - lowest_s)
+    end as error_s,
+    greatest(abs(highest_s - offset_s), abs(lowest_s - offset_s)) as delay_error_s,
+    sample_count,
+    basis
+from aligned
+""",
+    is_kept=True,
+)
+
+WORKER_LIVES = View(
+    "worker_lives",
+    "One row per life of a worker: from its arrival at a scheduler to its end.",
+    (
+        _SCHEDULER_ID,
+        ViewColumn("worker_id", "Server id of the worker", null="not told"),
+        ViewColumn("address", "Its address; the same may be used by another life later", null="not told"),
+        ViewColumn("name", "Its name", null="none"),
+        ViewColumn("host", "Host part of the address", null="not told"),
+        ViewColumn("host_id", "Host it ran on", null="not told"),
+        ViewColumn("pid", "Process id", null="not told"),
+        ViewColumn("thread_count", "Task threads", null="not told"),
+        ViewColumn("memory_limit_bytes", "Memory limit, 0 is none", "bytes", "not told"),
+        ViewColumn("came_s", "When the scheduler took it in; of a worker it never saw, when the worker began", "s", "not told"),
+        ViewColumn("left_s", "When the scheduler removed it", "s", "it did not, as far as recorded"),
+        ViewColumn(
+            "ended",
+            "closed (in order, by its own word), signal N or exited N (by its nanny's), removed (by the scheduler; how it "
+            "ended is not known), there at the end, or unknown",
+        ),
+        ViewColumn("reason", "Reason its nanny gave", null="none given"),
+        ViewColumn("removal_cause", "Stimulus of the removal", null="not removed or not told"),
+        ViewColumn("is_captured", "Whether it has a spool"),
+        ViewColumn("last_sign_s", "Last sign of life in its own record", "s", "not captured, or its status is lost"),
+    ),
+    """
+with came as (
+    select server_id as scheduler_id, worker_id, address, name, host, pid, thread_count, memory_limit_bytes,
+        time_ns as came_ns
+    from raw.workers
+    where action <> 'remove'
+), gone as (
+    select server_id as scheduler_id, worker_id, address, time_ns as left_ns, stimulus_id
+    from raw.workers
+    where action = 'remove'
+), lives as (
+    select
+        came.*,
+        -- The next removal at this address is another worker's when it names another.
+        case when gone.worker_id is distinct from came.worker_id and gone.worker_id is not null then null
+            else gone.left_ns end as left_ns,
+        gone.stimulus_id as removal_cause
+    from came
+    asof left join gone
+        on gone.scheduler_id = came.scheduler_id and gone.address = came.address and came.came_ns <= gone.left_ns
+    union all by name
+    select s.scheduler_id, s.server_id as worker_id, s.address, s.pid, p.time_ns as came_ns
+    from servers s
+    left join (select server_id, min(time_ns) as time_ns from raw.processes group by server_id) p using (server_id)
+    where s.role = 'worker' and not exists (select 1 from came where came.worker_id = s.server_id)
+), own_ends as (
+    select distinct server_id as worker_id from raw.process_ends where how = 'closed' and subject = server_id
+), nanny_ends as (
+    select subject as address, time_ns as end_ns, how, exit_code, signal, reason
+    from raw.process_ends
+    where subject <> server_id
+), signs as (
+    select server_id as worker_id, max(last_sign_ns) as last_sign_ns from spools group by server_id
+)
+select
+    lives.scheduler_id,
+    lives.worker_id,
+    lives.address,
+    lives.name,
+    lives.host,
+    servers.host_id,
+    lives.pid,
+    lives.thread_count,
+    lives.memory_limit_bytes,
+    lives.came_ns / 1e9 as came_s,
+    lives.left_ns / 1e9 as left_s,
+    case
+        when own_ends.worker_id is not null then 'closed'
+        when e.signal is not null then 'signal ' || e.signal
+        when e.exit_code is not null then 'exited ' || e.exit_code
+        when lives.left_ns is not null then 'removed'
+        when lives.scheduler_id is not null and exists (
+            select 1 from raw.workers w where w.worker_id = lives.worker_id and w.server_id = lives.scheduler_id
+        ) then 'there at the end'
+        else 'unknown'
+    end as ended,
+    e.reason,
+    case when lives.left_ns is not null then lives.removal_cause end as removal_cause,
+    coalesce(servers.is_captured, false) as is_captured,
+    signs.last_sign_ns / 1e9 + clocks.offset_s as last_sign_s
+from lives
+asof left join nanny_ends e on e.address = lives.address and lives.came_ns <= e.end_ns
+left join own_ends on own_ends.worker_id = lives.worker_id
+left join servers on servers.server_id = lives.worker_id
+left join clocks on clocks.server_id = lives.worker_id
+left join signs on signs.worker_id = lives.worker_id
+""",
+    is_kept=True,
+)
+
+TRANSFERS_DISTINCT = View(
+    "transfers_distinct",
+    "One row per movement of results between two workers, told once though both ends recorded it.  Ends are paired "
+    "where workers, keys and count of such requests agree and the times overlap; else each end stays a row of its own.",
+    (
+        _SCHEDULER_ID,
+        ViewColumn("source_worker", "Address it came from", null="not told"),
+        ViewColumn("source_worker_id", "Server id of that worker", null="not told"),
+        ViewColumn("destination_worker", "Address it went to; a client or the scheduler may ask too", null="not told"),
+        ViewColumn("destination_worker_id", "Server id of that worker", null="no worker, or not told"),
+        ViewColumn("start_s", "Start; the receiver's where it told", "s"),
+        ViewColumn("stop_s", "Stop; the receiver's where it told", "s"),
+        ViewColumn("duration_s", "Stop less start", "s"),
+        ViewColumn("nbytes", "Size of the results moved, Dask's sizeof", "bytes"),
+        ViewColumn("compressed_bytes", "Bytes on the wire", "bytes", "the sender did not tell"),
+        ViewColumn("key_count", "Results moved"),
+        ViewColumn("bandwidth_bytes_per_s", "nbytes by duration", "bytes/s", "shorter than a millisecond: fiction"),
+        ViewColumn("seen_by", "both, destination or source"),
+        ViewColumn("is_paired", "Whether both ends are in this row"),
+        ViewColumn("incoming_transfer", "Into `transfers` of the receiver", null="the receiver did not tell"),
+        ViewColumn("outgoing_transfer", "Into `transfers` of the sender", null="the sender did not tell"),
+        _CLOCK_ERROR,
+    ),
+    """
+with moved as (
+    select server_id, transfer, string_agg(key_id, ',' order by key_id) as moved_keys
+    from raw.transfer_keys
+    group by server_id, transfer
+), ends as (
+    select
+        t.*,
+        s.scheduler_id,
+        s.address,
+        moved.moved_keys,
+        -- Dask shifts the receiver's times; the sender's are its own.
+        case when direction = 'incoming' then -t.scheduler_delay_s else 0.0 end + coalesce(c.offset_s, 0.0) as shift_s,
+        c.error_s
+    from raw.transfers t
+    left join servers s on s.server_id = t.server_id
+    left join clocks c on c.server_id = t.server_id
+    left join moved on moved.server_id = t.server_id and moved.transfer = t.transfer
+), named as (
+    select ends.*, start_s + shift_s as begun_s, stop_s + shift_s as ended_s, life.worker_id as peer_id
+    from ends
+    asof left join (
+        select scheduler_id, address, worker_id, came_s from worker_lives where address is not null and came_s is not null
+    ) life
+        on life.scheduler_id = ends.scheduler_id and life.address = ends.peer and ends.stop_s >= life.came_s
+), incoming as (
+    select *, peer as source_worker, peer_id as source_worker_id,
+        row_number() over pairs as turn, count(*) over sides as turn_count
+    from named
+    where direction = 'incoming'
+    window
+        pairs as (partition by peer_id, server_id, moved_keys order by begun_s),
+        sides as (partition by peer_id, server_id, moved_keys)
+), outgoing as (
+    select *, peer as destination_worker, peer_id as destination_worker_id,
+        row_number() over pairs as turn, count(*) over sides as turn_count
+    from named
+    where direction = 'outgoing'
+    window
+        pairs as (partition by server_id, peer_id, moved_keys order by begun_s),
+        sides as (partition by server_id, peer_id, moved_keys)
+)
+select
+    coalesce(i.scheduler_id, o.scheduler_id) as scheduler_id,
+    coalesce(i.source_worker, o.address) as source_worker,
+    coalesce(i.source_worker_id, o.server_id) as source_worker_id,
+    coalesce(i.address, o.destination_worker) as destination_worker,
+    coalesce(i.server_id, o.destination_worker_id) as destination_worker_id,
+    coalesce(i.begun_s, o.begun_s) as start_s,
+    coalesce(i.ended_s, o.ended_s) as stop_s,
+    coalesce(i.ended_s - i.begun_s, o.ended_s - o.begun_s) as duration_s,
+    coalesce(i.nbytes, o.nbytes) as nbytes,
+    o.compressed_bytes,
+    coalesce(i.key_count, o.key_count) as key_count,
+    case when coalesce(i.ended_s - i.begun_s, o.ended_s - o.begun_s) >= 1e-3
+        then coalesce(i.nbytes, o.nbytes) / coalesce(i.ended_s - i.begun_s, o.ended_s - o.begun_s)
+    end as bandwidth_bytes_per_s,
+    case when o.server_id is null then 'destination' when i.server_id is null then 'source' else 'both' end as seen_by,
+    i.server_id is not null and o.server_id is not null as is_paired,
+    i.transfer as incoming_transfer,
+    o.transfer as outgoing_transfer,
+    coalesce(i.error_s, o.error_s) as clock_error_s
+from incoming i
+full join outgoing o
+    on o.server_id = i.source_worker_id
+    and o.destination_worker_id = i.server_id
+    and o.moved_keys = i.moved_keys
+    and o.turn = i.turn
+    and o.turn_count = i.turn_count
+    and o.begun_s <= i.ended_s + coalesce(i.error_s, 0) + coalesce(o.error_s, 0) + 1e-3
+    and o.ended_s >= i.begun_s - coalesce(i.error_s, 0) - coalesce(o.error_s, 0) - 1e-3
+""",
+    is_kept=True,
+)
+
+SUBMISSION_STORY = View(
+    "submission_story",
+    "One row per graph: as its client sent it, joined to what the scheduler took.",
+    (
+        ViewColumn("client", "Client id"),
+        ViewColumn("client_server_id", "Server id under which the client recorded", null="the client did not record"),
+        ViewColumn("client_submission", "Into `client_submissions` of that server", null="the client did not record"),
+        _SCHEDULER_ID,
+        ViewColumn("submission", "Into `submissions` of the scheduler", null="the scheduler took none, or did not record"),
+        ViewColumn(
+            "is_exact",
+            "Whether the two sides are joined by the digest of the keys and an equal number of such graphs; else by order",
+            null="only one side",
+        ),
+        ViewColumn("sent_s", "When the client began to send it", "s", "the client did not record"),
+        ViewColumn("taken_s", "When the scheduler had it as tasks", "s", "the scheduler took none, or did not record"),
+        ViewColumn("call", "Outermost Dask call", null="not found, or the client did not record"),
+        ViewColumn("expression", "Class of what was sent", null="the client did not record"),
+        ViewColumn("wanted_key_count", "Keys asked for"),
+        ViewColumn("layer_count", "Layers before optimization", null="not a layered graph, or not recorded"),
+        ViewColumn("lazy_task_count", "Tasks before optimization", null="not known without materialising"),
+        ViewColumn("task_count", "Tasks the graph touches", null="the scheduler took none, or did not record"),
+        ViewColumn("new_task_count", "Tasks that were new", null="the scheduler took none, or did not record"),
+        ViewColumn("path", "File of the outermost user frame", null="no user frame"),
+        ViewColumn("line", "Line of it", null="no user frame"),
+        ViewColumn("function", "Function of it", null="no user frame"),
+        ViewColumn("line_text", "The source line", null="not found or switched off"),
+        ViewColumn("error", "Class of the error on sending", null="it was sent"),
+    ),
+    """
+with sent as (
+    select *,
+        row_number() over (partition by client, keys_digest order by submission) as turn,
+        count(*) over (partition by client, keys_digest) as turn_count,
+        row_number() over (partition by client order by submission) as place,
+        count(*) over (partition by client) as place_count
+    from raw.client_submissions
+    where error is null
+), taken as (
+    select *,
+        row_number() over (partition by client, keys_digest order by submission) as turn,
+        count(*) over (partition by client, keys_digest) as turn_count,
+        row_number() over (partition by client order by submission) as place,
+        count(*) over (partition by client) as place_count
+    from raw.submissions
+), exact as (
+    select s.server_id as sender, s.submission as sent, t.server_id as taker, t.submission as taken, true as is_exact
+    from sent s
+    join taken t
+        on t.client = s.client and t.keys_digest = s.keys_digest and t.turn = s.turn and t.turn_count = s.turn_count
+), by_order as (
+    select s.server_id as sender, s.submission as sent, t.server_id as taker, t.submission as taken, false as is_exact
+    from sent s
+    join taken t on t.client = s.client and t.place = s.place and t.place_count = s.place_count
+    where (s.keys_digest is null or t.keys_digest is null)
+        and not exists (select 1 from exact e where e.sender = s.server_id and e.sent = s.submission)
+        and not exists (select 1 from exact e where e.taker = t.server_id and e.taken = t.submission)
+), pairs as (
+    from exact
+    union all
+    from by_order
+), frames as (
+    select server_id, submission, path, line, function, line_text
+    from raw.submission_frames
+    qualify row_number() over (partition by server_id, submission order by depth) = 1
+)
+select
+    coalesce(s.client, t.client) as client,
+    s.server_id as client_server_id,
+    s.submission as client_submission,
+    t.server_id as scheduler_id,
+    t.submission,
+    p.is_exact,
+    s.time_ns / 1e9 + coalesce(c.offset_s, 0.0) as sent_s,
+    t.time_ns / 1e9 as taken_s,
+    s.call,
+    s.expression,
+    coalesce(s.wanted_key_count, t.wanted_key_count) as wanted_key_count,
+    s.layer_count,
+    s.task_count as lazy_task_count,
+    t.task_count,
+    t.new_task_count,
+    f.path,
+    f.line,
+    f.function,
+    f.line_text,
+    s.error
+from raw.client_submissions s
+left join pairs p on p.sender = s.server_id and p.sent = s.submission
+full join raw.submissions t on t.server_id = p.taker and t.submission = p.taken
+left join frames f on f.server_id = s.server_id and f.submission = s.submission
+left join clocks c on c.server_id = s.server_id
+""",
+)
+
+OUTCOMES = ("memory", "error", "rescheduled", "stolen", "cancelled", "lost", "running_at_end", "unknown")
+"""Every value of `task_runs.outcome`."""
+
+RUN_SUMMARY = View(
+    "run_summary",
+    "One row: the run in numbers.",
+    (
+        ViewColumn("started_s", "First recorded moment of any server", "s", "nothing is recorded"),
+        ViewColumn("ended_s", "Last recorded moment or sign of life of any server", "s", "nothing is recorded"),
+        ViewColumn("wall_s", "Ended less started", "s", "nothing is recorded"),
+        ViewColumn("first_task_s", "First task sent to a worker", "s", "no task was"),
+        ViewColumn("last_task_s", "Last end of an attempt", "s", "no attempt ended"),
+        ViewColumn("scheduler_count", "Schedulers"),
+        ViewColumn("worker_count", "Lives of workers"),
+        ViewColumn("worker_captured_count", "Of them with a spool"),
+        ViewColumn("thread_count", "Task threads of all lives together"),
+        ViewColumn("client_count", "Clients that recorded or that a scheduler saw"),
+        ViewColumn("host_count", "Hosts"),
+        ViewColumn("submission_count", "Graphs taken"),
+        ViewColumn("task_count", "Distinct tasks (scheduler and key)"),
+        ViewColumn("attempt_count", "Attempts to run one"),
+        *(ViewColumn(f"{name}_count", f"Attempts with outcome {name}") for name in OUTCOMES),
+        ViewColumn("compute_s", "Seconds computed by all threads", "s", "no attempt told"),
+        ViewColumn("transfer_count", "Movements of results between workers"),
+        ViewColumn("transfer_bytes", "Bytes moved", "bytes"),
+        ViewColumn("spilled_bytes", "Bytes written to disk for want of memory, where told", "bytes"),
+        ViewColumn("loss_count", "Rows of `losses`"),
+    ),
+    f"""
+with moments as (
+    select min(time_ns) as first_ns, max(time_ns) as last_ns from raw.scheduler_transitions
+    union all
+    select min(time_ns), max(time_ns) from raw.worker_transitions
+    union all
+    select min(time_ns), max(time_ns) from raw.clock_samples
+    union all
+    select min(time_ns), max(time_ns) from raw.processes
+    union all
+    select null, max(last_sign_ns) from spools
+), seen_clients as (
+    select client from raw.clients where client <> 'fire-and-forget'
+    union
+    select client from raw.client_submissions
+)
+select
+    (select min(first_ns) / 1e9 from moments) as started_s,
+    (select max(last_ns) / 1e9 from moments) as ended_s,
+    (select (max(last_ns) - min(first_ns)) / 1e9 from moments) as wall_s,
+    min(assigned_s) as first_task_s,
+    max(ended_s) as last_task_s,
+    (select count(*) from servers where role = 'scheduler') as scheduler_count,
+    (select count(*) from worker_lives) as worker_count,
+    (select count(*) from worker_lives where is_captured) as worker_captured_count,
+    (select coalesce(sum(thread_count), 0)::bigint from worker_lives) as thread_count,
+    (select count(*) from seen_clients) as client_count,
+    (select count(distinct host_id) from raw.processes) as host_count,
+    (select count(*) from raw.submissions) as submission_count,
+    (select count(*) from (select distinct server_id, key_id from raw.tasks)) as task_count,
+    count(*) as attempt_count,
+    {", ".join(f"count(*) filter (outcome = '{name}') as {name}_count" for name in OUTCOMES)},
+    sum(compute_s) as compute_s,
+    (select count(*) from transfers_distinct) as transfer_count,
+    (select coalesce(sum(nbytes), 0)::bigint from transfers_distinct) as transfer_bytes,
+    (select coalesce(sum(memory_bytes), 0)::bigint from raw.spills where direction = 'spill') as spilled_bytes,
+    (select count(*) from raw.losses) as loss_count
+from task_runs
+""",
+)
+
+VIEWS: tuple[View, ...] = (
+    SERVERS,
+    CLOCKS,
+    WORKER_LIVES,
+    ATTEMPT_TRANSITIONS,
+    TASK_RUNS,
+    ACTIVITIES,
+    TRANSFERS_DISTINCT,
+    SUBMISSION_STORY,
+    RUN_SUMMARY,
+)
+"""Every view, those it needs before it."""

@@ -1,0 +1,428 @@
+"""Views of attempts: each time a task was sent to a worker, what became of it.
+
+Part of `recup.fuse`, which says what all views have in common.
+
+How an outcome is reached, first rule that holds:
+
+memory          the scheduler took the result
+lost            the scheduler ended the attempt by removing its worker
+error           the scheduler took the failure; or the worker told of it; or the scheduler
+                ended the attempt because of a message ``task-erred``
+rescheduled     the task itself raised Reschedule
+stolen          the next attempt of the key began by moving it off this worker
+cancelled       the scheduler gave the attempt up for another reason: see `end_cause`
+memory, error   of attempts whose end the scheduler did not record: by the worker's word
+running_at_end  nothing ended it, nothing happened to the key afterwards, and the scheduler
+                lost no transitions
+unknown         all else
+"""
+
+from __future__ import annotations
+
+from recup.store import View, ViewColumn
+
+_WHO = (
+    ViewColumn("scheduler_id", "Server id of the scheduler"),
+    ViewColumn("key", "Dask key of the task", null="its text is lost"),
+    ViewColumn("key_id", "Number of the key"),
+    ViewColumn("run_id", "Attempt; with scheduler and key it names one", null="not told"),
+)
+
+ATTEMPT_TRANSITIONS = View(
+    "attempts",
+    "One row per attempt: what single tables tell of it, as numbers.",
+    (),
+    """
+with assigned as (
+    select
+        server_id as scheduler_id,
+        key_id,
+        run_id,
+        min(time_ns) as assigned_ns,
+        arg_min(worker, time_ns) as worker,
+        arg_min(from_state, time_ns) as from_state,
+        bool_and(victim is not null) as is_from_steal,
+        any_value(victim) as victim
+    from (
+        select server_id, key_id, run_id, time_ns, worker, start as from_state, null as victim
+        from raw.scheduler_transitions
+        where finish = 'processing' and run_id is not null
+        union all
+        select server_id, key_id, run_id, time_ns, thief, null, coalesce(victim, '')
+        from raw.steals
+        where decision = 'confirm' and run_id is not null
+    )
+    group by server_id, key_id, run_id
+), ended as (
+    select
+        server_id as scheduler_id,
+        key_id,
+        run_id,
+        min(time_ns) as ended_ns,
+        arg_min(finish, time_ns) as ended_state,
+        arg_min(stimulus_id, time_ns) as end_cause
+    from raw.scheduler_transitions
+    where start = 'processing' and run_id is not null
+    group by server_id, key_id, run_id
+), received as (
+    select s.scheduler_id, r.key_id, r.run_id, min(r.time_ns) as received_ns, any_value(r.server_id) as worker_id
+    from raw.receptions r
+    join servers s on s.server_id = r.server_id
+    where r.run_id is not null
+    group by all
+), begun as (
+    select
+        s.scheduler_id,
+        t.key_id,
+        t.run_id,
+        any_value(t.server_id) as worker_id,
+        min(t.time_ns) filter (t.finish = 'executing') as executing_ns,
+        bool_or(t.finish = 'rescheduled') as is_rescheduled,
+        bool_or(t.finish = 'cancelled' or t.state = 'cancelled') as is_cancelled
+    from raw.worker_transitions t
+    join servers s on s.server_id = t.server_id
+    where t.run_id is not null and (t.finish in ('executing', 'rescheduled', 'cancelled') or t.state = 'cancelled')
+    group by all
+), told_by_worker as (
+    select
+        s.scheduler_id,
+        r.key_id,
+        r.run_id,
+        any_value(r.server_id) as worker_id,
+        arg_min(struct_pack(
+            outcome := r.outcome, worker := r.worker, thread := r.thread, nbytes := r.nbytes, typename := r.typename,
+            start_s := r.compute_start_s, stop_s := r.compute_stop_s, delay_s := r.scheduler_delay_s
+        ), r.time_ns) as told
+    from raw.results r
+    join servers s on s.server_id = r.server_id
+    where r.role <> 'scheduler' and r.run_id is not null
+    group by all
+), told_by_scheduler as (
+    select
+        server_id as scheduler_id,
+        key_id,
+        run_id,
+        arg_min(struct_pack(
+            worker := worker, thread := thread, nbytes := nbytes, typename := typename,
+            start_s := compute_start_s, stop_s := compute_stop_s
+        ), time_ns) as told
+    from raw.results
+    where role = 'scheduler' and run_id is not null
+    group by all
+), failed as (
+    select
+        coalesce(s.scheduler_id, e.server_id) as scheduler_id,
+        e.key_id,
+        e.run_id,
+        arg_min(e.exception_text, (e.role = 'scheduler', e.time_ns)) as exception_text,
+        bool_or(e.role <> 'scheduler') as is_told_by_worker
+    from raw.errors e
+    left join servers s on s.server_id = e.server_id
+    where e.run_id is not null
+    group by all
+), attempts as (
+    select scheduler_id, key_id, run_id from assigned
+    union
+    select scheduler_id, key_id, run_id from ended
+    union
+    select scheduler_id, key_id, run_id from received
+    union
+    select scheduler_id, key_id, run_id from told_by_worker
+    union
+    select scheduler_id, key_id, run_id from begun
+)
+select
+    a.scheduler_id,
+    a.key_id,
+    a.run_id,
+    assigned_ns,
+    coalesce(assigned.worker, w.told.worker, s.told.worker) as worker,
+    coalesce(w.worker_id, received.worker_id, begun.worker_id) as worker_id,
+    from_state,
+    coalesce(is_from_steal, false) as is_from_steal,
+    victim,
+    ended_ns,
+    ended_state,
+    end_cause,
+    received_ns,
+    executing_ns,
+    coalesce(is_rescheduled, false) or coalesce(w.told.outcome, '') = 'rescheduled' as is_rescheduled,
+    coalesce(is_cancelled, false) as is_cancelled,
+    w.told.outcome as worker_outcome,
+    w.told is not null as is_told_by_worker,
+    coalesce(w.told.thread, s.told.thread) as thread,
+    coalesce(w.told.nbytes, s.told.nbytes) as nbytes,
+    coalesce(w.told.typename, s.told.typename) as typename,
+    w.told.start_s as worker_start_s,
+    w.told.stop_s as worker_stop_s,
+    w.told.delay_s as worker_delay_s,
+    s.told.start_s as scheduler_start_s,
+    s.told.stop_s as scheduler_stop_s,
+    exception_text,
+    coalesce(failed.is_told_by_worker, false) as is_failed
+from attempts a
+left join assigned using (scheduler_id, key_id, run_id)
+left join ended using (scheduler_id, key_id, run_id)
+left join received using (scheduler_id, key_id, run_id)
+left join begun using (scheduler_id, key_id, run_id)
+left join told_by_worker w using (scheduler_id, key_id, run_id)
+left join told_by_scheduler s using (scheduler_id, key_id, run_id)
+left join failed using (scheduler_id, key_id, run_id)
+""",
+    is_inner=True,
+)
+
+TASK_RUNS = View(
+    "task_runs",
+    "One row per attempt to run a task: each time the scheduler sent it to a worker.  A task that was retried, "
+    "stolen or lost has several.  Outcomes: see the outcome column; what is not known is unknown.",
+    (
+        *_WHO,
+        ViewColumn("prefix", "Dask's task prefix", null="the graph is not recorded"),
+        ViewColumn("group", "Dask's task group", null="the graph is not recorded"),
+        ViewColumn("function", "Function it calls", null="data, alias or not found"),
+        ViewColumn("submission", "Into `submissions`: the newest that holds the key", null="the graph is not recorded"),
+        ViewColumn("worker", "Address of the worker", null="not told"),
+        ViewColumn("worker_id", "Server id of the worker", null="not told"),
+        ViewColumn("host_id", "Host of the worker", null="not told"),
+        ViewColumn("thread", "threading.get_ident() of its thread", null="on the event loop, or it did not end"),
+        ViewColumn("submitted_s", "When the scheduler took its graph", "s", "the graph is not recorded"),
+        ViewColumn("ready_s", "When nothing but a free worker was wanting", "s", "does not follow"),
+        ViewColumn("assigned_s", "When the scheduler sent it, or moved it here", "s", "the scheduler did not record it"),
+        ViewColumn("received_s", "When the worker took it in", "s", "the worker did not record it"),
+        ViewColumn("executing_s", "When the worker's loop gave it to a thread", "s", "it did not, or did not record it"),
+        ViewColumn("started_s", "Start of the computation", "s", "did not end, or not told"),
+        ViewColumn("stopped_s", "Stop of the computation", "s", "did not end, or not told"),
+        ViewColumn("stored_s", "When the scheduler took the result", "s", "it did not"),
+        ViewColumn("ended_s", "When the scheduler ended the attempt", "s", "it did not, as far as recorded"),
+        ViewColumn("compute_s", "Stopped less started", "s", "did not end, or not told"),
+        ViewColumn("transfer_s", "Sum of the fetches Dask books on it; they may overlap", "s", "not told"),
+        ViewColumn("disk_read_s", "Sum of reads of spilled inputs above 5 ms", "s", "not told"),
+        ViewColumn("disk_write_s", "Sum of writes of spilled results above 5 ms", "s", "not told"),
+        ViewColumn("deserialize_s", "Time spent unpacking the task", "s", "not told"),
+        ViewColumn("nbytes", "Size of the result by Dask's sizeof", "bytes", "no result"),
+        ViewColumn("typename", "Type of the result", null="no result"),
+        ViewColumn(
+            "outcome",
+            "memory, error, rescheduled, stolen (off this worker), cancelled, lost (worker went), running_at_end or unknown",
+        ),
+        ViewColumn("end_cause", "Stimulus that ended it on the scheduler", null="it did not end there"),
+        ViewColumn("exception_text", "repr of the exception", null="it did not fail, or not told"),
+        ViewColumn("is_from_steal", "Whether it began by being stolen from another worker"),
+        ViewColumn("attempt_number", "1 for the first attempt of the key at this scheduler, and on"),
+        ViewColumn("clock_error_s", "Bound of what times of the worker may be off by", "s", "no bound is known"),
+    ),
+    """
+with ordered as (
+    select
+        *,
+        row_number() over key_order as attempt_number,
+        lead(assigned_ns) over key_order as next_ns,
+        lead(is_from_steal and assigned_ns is not null) over key_order as is_next_steal,
+        lead(victim) over key_order as next_victim
+    from attempts
+    window key_order as (
+        partition by scheduler_id, key_id order by coalesce(assigned_ns, received_ns, executing_ns, ended_ns), run_id
+    )
+), graphs as (
+    select t.server_id as scheduler_id, t.key_id, s.time_ns, t.submission, t.prefix, t."group", t.function
+    from raw.tasks t
+    join raw.submissions s on s.server_id = t.server_id and s.submission = t.submission
+), readied as (
+    select server_id as scheduler_id, key_id, finish as from_state, time_ns as ready_ns
+    from raw.scheduler_transitions
+    where finish in ('queued', 'no-worker')
+), removals as (
+    select distinct server_id as scheduler_id, address as worker, stimulus_id as end_cause, true as is_removed
+    from raw.workers
+    where action = 'remove' and stimulus_id is not null
+), last_seen as (
+    select t.server_id as scheduler_id, t.key_id, max(t.time_ns) as last_ns
+    from raw.scheduler_transitions t
+    semi join (select distinct scheduler_id, key_id from attempts where ended_ns is null) open_ends
+        on open_ends.scheduler_id = t.server_id and open_ends.key_id = t.key_id
+    group by all
+), doubtful as (
+    select distinct server_id as scheduler_id, true as is_doubtful
+    from raw.losses
+    where "table" = 'scheduler_transitions' and kind <> 'not_captured'
+), spans as (
+    select
+        s.scheduler_id,
+        p.key_id,
+        p.run_id,
+        p.role = 'scheduler' as is_by_scheduler,
+        sum(p.stop_s - p.start_s) filter (p.action = 'transfer') as transfer_s,
+        sum(p.stop_s - p.start_s) filter (p.action = 'disk-read') as disk_read_s,
+        sum(p.stop_s - p.start_s) filter (p.action = 'disk-write') as disk_write_s,
+        sum(p.stop_s - p.start_s) filter (p.action = 'deserialize') as deserialize_s
+    from raw.startstops p
+    join servers s on s.server_id = p.server_id
+    where p.run_id is not null
+    group by all
+), lives as (
+    select scheduler_id, address as worker, worker_id, came_s
+    from worker_lives
+    where address is not null and came_s is not null
+), placed as (
+    select
+        o.* exclude (worker_id),
+        coalesce(o.worker_id, lives.worker_id) as worker_id,
+        graphs.submission,
+        graphs.prefix,
+        graphs."group",
+        graphs.function,
+        graphs.time_ns as submitted_ns,
+        readied.ready_ns
+    from ordered o
+    asof left join graphs
+        on graphs.scheduler_id = o.scheduler_id
+        and graphs.key_id = o.key_id
+        and coalesce(o.assigned_ns, o.received_ns, o.executing_ns, o.ended_ns) >= graphs.time_ns
+    asof left join readied
+        on readied.scheduler_id = o.scheduler_id
+        and readied.key_id = o.key_id
+        and readied.from_state = o.from_state
+        and o.assigned_ns >= readied.ready_ns
+    asof left join lives
+        on lives.scheduler_id = o.scheduler_id and lives.worker = o.worker and o.assigned_ns / 1e9 >= lives.came_s
+)
+select
+    p.scheduler_id,
+    keys.key,
+    p.key_id,
+    p.run_id,
+    p.prefix,
+    p."group",
+    p.function,
+    p.submission,
+    p.worker,
+    p.worker_id,
+    clocks.host_id,
+    p.thread,
+    p.submitted_ns / 1e9 as submitted_s,
+    case when p.from_state = 'waiting' then p.assigned_ns else p.ready_ns end / 1e9 as ready_s,
+    p.assigned_ns / 1e9 as assigned_s,
+    p.received_ns / 1e9 + coalesce(offset_s, 0.0) as received_s,
+    p.executing_ns / 1e9 + coalesce(offset_s, 0.0) as executing_s,
+    case when p.worker_delay_s is not null then p.worker_start_s - p.worker_delay_s + coalesce(offset_s, 0.0)
+        else coalesce(p.worker_start_s, p.scheduler_start_s) end as started_s,
+    case when p.worker_delay_s is not null then p.worker_stop_s - p.worker_delay_s + coalesce(offset_s, 0.0)
+        else coalesce(p.worker_stop_s, p.scheduler_stop_s) end as stopped_s,
+    case when p.ended_state = 'memory' then p.ended_ns / 1e9 end as stored_s,
+    case when p.ended_ns is null and p.is_next_steal then p.next_ns else p.ended_ns end / 1e9 as ended_s,
+    coalesce(p.worker_stop_s - p.worker_start_s, p.scheduler_stop_s - p.scheduler_start_s) as compute_s,
+    case when p.is_told_by_worker or ss.scheduler_id is not null
+        then coalesce(case when w.scheduler_id is not null then w.transfer_s else ss.transfer_s end, 0.0) end as transfer_s,
+    case when p.is_told_by_worker or ss.scheduler_id is not null
+        then coalesce(case when w.scheduler_id is not null then w.disk_read_s else ss.disk_read_s end, 0.0)
+    end as disk_read_s,
+    case when p.is_told_by_worker or ss.scheduler_id is not null
+        then coalesce(case when w.scheduler_id is not null then w.disk_write_s else ss.disk_write_s end, 0.0)
+    end as disk_write_s,
+    case when p.is_told_by_worker or ss.scheduler_id is not null
+        then coalesce(case when w.scheduler_id is not null then w.deserialize_s else ss.deserialize_s end, 0.0)
+    end as deserialize_s,
+    p.nbytes,
+    p.typename,
+    case
+        when p.ended_state = 'memory' then 'memory'
+        when p.ended_ns is not null and removals.is_removed then 'lost'
+        when p.ended_state = 'erred' or p.is_failed or coalesce(p.worker_outcome, '') = 'error'
+            or p.end_cause like 'task-erred-%' then 'error'
+        when p.is_rescheduled or p.end_cause like 'reschedule-%' then 'rescheduled'
+        when p.ended_ns is null and p.is_next_steal and p.next_victim in (p.worker, '') then 'stolen'
+        when p.ended_ns is not null then 'cancelled'
+        when p.worker_outcome = 'memory' then 'memory'
+        when p.is_cancelled then 'cancelled'
+        when p.assigned_ns is not null and p.next_ns is null and last_seen.last_ns <= p.assigned_ns
+            and doubtful.is_doubtful is null and p.worker_outcome is null then 'running_at_end'
+        else 'unknown'
+    end as outcome,
+    p.end_cause,
+    p.exception_text,
+    p.is_from_steal,
+    p.attempt_number,
+    case when p.worker_delay_s is not null or p.worker_start_s is null and p.scheduler_start_s is null then clocks.error_s
+        else clocks.delay_error_s end as clock_error_s
+from placed p
+left join keys on keys.key_id = p.key_id
+left join clocks on clocks.server_id = p.worker_id
+left join removals
+    on removals.scheduler_id = p.scheduler_id and removals.worker = p.worker and removals.end_cause = p.end_cause
+left join last_seen on last_seen.scheduler_id = p.scheduler_id and last_seen.key_id = p.key_id
+left join doubtful on doubtful.scheduler_id = p.scheduler_id
+left join spans w
+    on w.scheduler_id = p.scheduler_id and w.key_id = p.key_id and w.run_id = p.run_id and not w.is_by_scheduler
+left join spans ss
+    on ss.scheduler_id = p.scheduler_id and ss.key_id = p.key_id and ss.run_id = p.run_id and ss.is_by_scheduler
+""",
+    is_kept=True,
+)
+
+ACTIVITIES = View(
+    "activities",
+    "One row per stretch of time Dask books on an attempt: computing, fetching inputs, reading and writing the disk.",
+    (
+        *_WHO,
+        ViewColumn("worker", "Address of the worker", null="not told"),
+        ViewColumn("worker_id", "Server id of the worker", null="only the scheduler told"),
+        ViewColumn("thread", "threading.get_ident() of the thread that computed", null="not a computation, or not told"),
+        ViewColumn("action", "compute, transfer, disk-read, disk-write, deserialize"),
+        ViewColumn("start_s", "Start", "s"),
+        ViewColumn("stop_s", "Stop", "s"),
+        ViewColumn("duration_s", "Stop less start", "s"),
+        ViewColumn("source", "Worker a transfer came from", null="not a transfer or not told"),
+        ViewColumn("seen_by", "worker, or scheduler where the worker told nothing of the attempt"),
+        ViewColumn("clock_error_s", "Bound of what start and stop may be off by", "s", "no bound is known"),
+    ),
+    """
+with observed as (
+    select server_id, role, key_id, run_id, worker, thread, 'compute' as action, compute_start_s as start_s,
+        compute_stop_s as stop_s, null as source, scheduler_delay_s as delay_s
+    from raw.results
+    where compute_start_s is not null and compute_stop_s is not null
+    union all
+    select server_id, role, key_id, run_id, null, null, action, start_s, stop_s, source,
+        -- Dask leaves disk times on the worker's own clock and shifts the others.
+        case when action like 'disk-%' then 0.0 end
+    from raw.startstops
+), placed as (
+    select o.*, s.scheduler_id, s.address, c.offset_s, c.error_s, c.delay_error_s
+    from observed o
+    join servers s on s.server_id = o.server_id
+    left join clocks c on c.server_id = o.server_id
+), told_by_workers as (
+    select distinct s.scheduler_id, r.key_id, r.run_id
+    from raw.results r
+    join servers s on s.server_id = r.server_id
+    where r.role <> 'scheduler'
+), lives as (
+    select address, any_value(worker_id) as worker_id from worker_lives group by address having count(*) = 1
+)
+select
+    p.scheduler_id,
+    keys.key,
+    p.key_id,
+    p.run_id,
+    coalesce(p.worker, case when p.role <> 'scheduler' then p.address end) as worker,
+    case when p.role <> 'scheduler' then p.server_id else lives.worker_id end as worker_id,
+    p.thread,
+    p.action,
+    case when p.delay_s is not null then p.start_s - p.delay_s + coalesce(p.offset_s, 0.0) else p.start_s end as start_s,
+    case when p.delay_s is not null then p.stop_s - p.delay_s + coalesce(p.offset_s, 0.0) else p.stop_s end as stop_s,
+    p.stop_s - p.start_s as duration_s,
+    p.source,
+    case when p.role = 'scheduler' then 'scheduler' else 'worker' end as seen_by,
+    case when p.role = 'scheduler' then worker_clock.delay_error_s
+        when p.delay_s is not null then p.error_s
+        else p.delay_error_s
+    end as clock_error_s
+from placed p
+left join told_by_workers t on t.scheduler_id = p.scheduler_id and t.key_id = p.key_id and t.run_id = p.run_id
+left join lives on lives.address = p.worker
+left join clocks worker_clock on worker_clock.server_id = lives.worker_id
+left join keys on keys.key_id = p.key_id
+where p.role <> 'scheduler' or t.run_id is null
+""",
+)

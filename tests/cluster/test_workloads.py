@@ -1,0 +1,191 @@
+"""Whatever a workload does, every transition Dask made is in the record."""
+
+import pytest
+
+from tests.cluster.recorded import assert_complete, record, rows, spools
+
+WORKLOADS = {
+    "plain": """
+        with local() as cluster, Client(cluster) as client:
+            print(client.submit(add, *client.map(inc, range(200))).result())
+    """,
+    "threads": """
+        with local(processes=False) as cluster, Client(cluster) as client:
+            print(client.submit(add, *client.map(inc, range(200))).result())
+    """,
+    "fail_and_retry": """
+        with local() as cluster, Client(cluster) as client:
+            futures = client.map(fail, range(5), retries=2)
+            wait(futures)
+            print([f.status for f in futures])
+    """,
+    "cancel": """
+        with local() as cluster, Client(cluster) as client:
+            futures = client.map(slow, range(100))
+            futures[0].result()
+            client.cancel(futures[:60])
+            print(sum(f.result() for f in futures[60:]))
+    """,
+    "steal": """
+        dask.config.set({"distributed.scheduler.worker-saturation": "inf"})
+        with local(n_workers=1) as cluster, Client(cluster) as client:
+            futures = client.map(slow, range(80), t=0.1)
+            futures[0].result()
+            cluster.scale(2)
+            print(sum(client.gather(futures)))
+    """,
+    "restart": """
+        with local() as cluster, Client(cluster) as client:
+            print(client.submit(inc, 1).result())
+            client.restart()
+            print(client.submit(inc, 2).result())
+    """,
+    "scale": """
+        with local() as cluster, Client(cluster) as client:
+            futures = client.map(slow, range(40))
+            cluster.scale(3)
+            client.wait_for_workers(3)
+            futures[20].result()
+            cluster.scale(1)
+            print(sum(client.gather(futures)))
+    """,
+    "actors": """
+        class Counter:
+            n = 0
+            def add(self, x):
+                self.n += x
+                return self.n
+        with local() as cluster, Client(cluster) as client:
+            counter = client.submit(Counter, actor=True).result()
+            print([counter.add(x).result() for x in range(20)][-1])
+    """,
+    "p2p_shuffle": """
+        import pandas as pd, dask.dataframe as dd
+        with local() as cluster, Client(cluster) as client:
+            frame = dd.from_pandas(pd.DataFrame({"a": range(200), "b": range(200)}), npartitions=6)
+            with dask.config.set({"dataframe.shuffle.method": "p2p"}):
+                print(len(frame.shuffle("b").compute()))
+    """,
+    "secede": """
+        def seceding(x):
+            secede()
+            time.sleep(0.05)
+            rejoin()
+            return x
+        with local() as cluster, Client(cluster) as client:
+            print(sum(client.gather(client.map(seceding, range(10)))))
+    """,
+    "worker_clients": """
+        def outer(x):
+            with worker_client() as inner:
+                return sum(inner.gather(inner.map(inc, range(x, x + 5))))
+        with local() as cluster, Client(cluster) as client:
+            print(sum(client.gather(client.map(outer, range(4)))))
+    """,
+    "spill": """
+        def big(n): return os.urandom(8_000_000)
+        with local(memory_limit="400MB") as cluster, Client(cluster) as client:
+            with dask.config.set({}):
+                futures = client.map(big, range(60), pure=False)
+                wait(futures)
+                print(sum(client.gather(client.map(len, futures))))
+    """,
+    "several_clients": """
+        with local() as cluster, Client(cluster) as one, Client(cluster) as two:
+            print(one.submit(inc, 1).result() + two.submit(inc, 2).result())
+    """,
+    "twice_in_one_process": """
+        for _ in range(2):
+            with local(n_workers=1) as cluster, Client(cluster) as client:
+                print(sum(client.gather(client.map(inc, range(20)))))
+    """,
+    "asynchronous": """
+        import asyncio
+        async def main():
+            async with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, asynchronous=True) as cluster:
+                async with Client(cluster, asynchronous=True) as client:
+                    print(sum(await client.gather(client.map(inc, range(20)))))
+        asyncio.run(main())
+    """,
+    "strange_keys": """
+        class Opaque:
+            def __repr__(self): raise RuntimeError("no repr")
+            __str__ = __repr__
+        class Refuses(Exception):
+            def __repr__(self): raise RuntimeError("no repr")
+            def __reduce__(self): raise RuntimeError("no pickle")
+        def raises(): raise Refuses()
+        def opaque(x): return Opaque()
+        keys = ["plain", ("x", 1), ("x", (2, "y")), 7, "quo'te\\"s", "new\\nline", "ünï", "k" * 10240]
+        with local() as cluster, Client(cluster) as client:
+            graph = {key: (inc, 1) for key in keys}
+            print(sum(client.get(graph, keys)))
+            with dask.annotate(note=object(), tags={"a", "b"}):
+                try:
+                    print(dask.delayed(inc)(1).compute())
+                except TypeError as reason:
+                    print("refused", type(reason).__name__)
+            future = client.submit(opaque, Opaque(), pure=False)
+            wait(future)
+            failing = client.submit(raises, key="raises")
+            wait(failing)
+            print(failing.status)
+    """,
+}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_transition_dask_counted_is_recorded(name, tmp_path):
+    run, code = record(tmp_path, WORKLOADS[name])
+    assert code == 0
+    assert_complete(run)
+    CHECKS.get(name, lambda run: None)(run)
+
+
+def retried(run):
+    failures = {(row["key"], row["run_id"]) for row in rows(run, "worker", "errors")}
+    assert len(failures) == 15
+    assert len(rows(run, "scheduler", "errors")) == 5
+    assert {row["exception_text"] for row in rows(run, "worker", "errors")} == {f"ValueError('no {n}')" for n in range(5)}
+
+
+def stolen(run):
+    decisions = [row["decision"] for row in rows(run, "scheduler", "steals")]
+    assert decisions.count("confirm") >= 1
+    received = {(row["key"], row["run_id"]) for row in rows(run, "worker", "receptions")}
+    confirmed = {(row["key"], row["run_id"]) for row in rows(run, "scheduler", "steals") if row["decision"] == "confirm"}
+    assert confirmed <= received
+
+
+def restarted(run):
+    assert len(spools(run, "worker")) == 4
+    assert [row["action"] for row in rows(run, "scheduler", "events") if row["topic"] == "recup"] == ["restart"]
+
+
+def spilled(run):
+    big = [row for row in rows(run, "worker", "spills") if row["key"].startswith("big")]
+    sizes = {(row["direction"], row["memory_bytes"], (row["disk_bytes"] or 0) > 8_000_000) for row in big}
+    assert sizes == {("spill", 8_000_000, True), ("unspill", 8_000_000, False)}
+
+
+def from_tasks(run):
+    submitted = {row["submitting_key"] for row in rows(run, "client", "client_submissions")} - {None}
+    assert len(submitted) == 4
+    assert all(key.startswith("outer-") for key in submitted)
+
+
+def strange(run):
+    keys = {row["key"] for row in rows(run, "scheduler", "tasks")}
+    assert {"plain", "('x', 1)", "('x', (2, 'y'))", "7", "quo'te\"s", "new\nline", "ünï", "k" * 10240} <= keys
+
+
+CHECKS = {
+    "fail_and_retry": retried,
+    "steal": stolen,
+    "restart": restarted,
+    "spill": spilled,
+    "worker_clients": from_tasks,
+    "strange_keys": strange,
+    "several_clients": lambda run: len(spools(run, "client")) == 2,
+    "twice_in_one_process": lambda run: len(spools(run, "scheduler")) == 2,
+}

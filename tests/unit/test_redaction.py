@@ -1,0 +1,104 @@
+import time
+
+import pytest
+
+from recup.capture.redaction import looks_secret, redacted_arguments, redacted_source, redacted_text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("git clone https://jane:hunter2@host.org/a.git", "git clone https://host.org/a.git"),
+        ("https://ghp_0123456789abcdefghij0123@github.com/a", "https://github.com/a"),
+        ("s3://key:p@ss@bucket/x", "s3://bucket/x"),
+        ("password=hunter2 x", "password=[redacted] x"),
+        ("PGPASSWORD='hun ter2'", "PGPASSWORD='[redacted]'"),
+        ('{"db_password": "hunter2", "n": 1}', '{"db_password": "[redacted]", "n": 1}'),
+        (r"{\"token\": \"abc\"}", r"{\"token\": \"[redacted]\"}"),
+        ("{'AWS_SECRET_ACCESS_KEY': 'x/y'}", "{'AWS_SECRET_ACCESS_KEY': '[redacted]'}"),
+        ("--password hunter2 --n 4", "--password [redacted] --n 4"),
+        ("--api-token=abc", "--api-token=[redacted]"),
+        ("Authorization: Bearer abc.def", "Authorization: [redacted]"),
+        ("got bearer 0123456789", "got [redacted]"),
+        ("GET /x?token=abc&page=2", "GET /x?token=[redacted]&page=2"),
+        ("id AKIAIOSFODNN7EXAMPLE used", "id [redacted] used"),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIx.c2ln", "[redacted]"),
+        ("export API_KEY=abc\nsrun x", "export API_KEY=[redacted]\nsrun x"),
+    ],
+)
+def test_secrets_are_removed_from_text(text, expected):
+    assert redacted_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Start worker at: tcp://127.0.0.1:40331",
+        "key=('sum-5a', 0) is lost; keys: 3",
+        "tokenize: deterministic=True, author=Jane",
+        "mail jane@example.org about http://host:8787/status",
+        "10.0.0.1@tcp:/scratch",
+        "KeyError: 'password'",
+        "",
+    ],
+)
+def test_ordinary_text_stays_as_it_is(text):
+    assert redacted_text(text) == text
+
+
+@pytest.mark.parametrize("piece", ["password", "token ", "a@://", "--x-", "passwordpassword=", "eyJ", '"', "://a@"])
+def test_hostile_text_is_redacted_in_linear_time(piece):
+    text = piece * (400_000 // len(piece))
+    start = time.process_time()
+    redacted_text(text)
+    assert time.process_time() - start < 20
+
+
+def test_a_secret_written_out_in_source_is_redacted_and_a_call_is_not():
+    source = 'password = "hunter2"\ntoken = get_token()\nurl = "https://u:p@host/x"\n'
+    assert redacted_source(source) == 'password = "[redacted]"\ntoken = get_token()\nurl = "https://host/x"\n'
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "password", "DB_PASSWORD", "dbPassword", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "apikey", "api-key",
+        "DB_PASS",
+        "distributed.comm.tls.worker.key", "distributed.comm.tls.ca-file", "credentials", "auth", "http.auth.user",
+        "SLURM_JWT", "PBS_JOBCOOKIE", "GDAL_HTTP_USERPWD", "OMPI_MCA_orte_precondition_transports", "--tls-key",
+        "DASK_INTERNAL_INHERIT_CONFIG",
+    ],
+)  # fmt: skip
+def test_secret_names_are_recognised(name):
+    assert looks_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keys", "optimization.fuse.rename-keys", "tokenize.ensure-deterministic", "author", "PYTHONPATH", "PATH",
+        "distributed.comm.tls.ciphers", "distributed.comm.tls.min-version", "distributed.comm.require-encryption",
+        "monkey", "OMP_NUM_THREADS", "SLURM_NTASKS", "compass", "certainty", "KEYBOARD",
+    ],
+)  # fmt: skip
+def test_ordinary_names_are_not_taken_for_secrets(name):
+    assert not looks_secret(name)
+
+
+def test_secret_options_lose_their_value_in_both_spellings():
+    arguments = [
+        "python",
+        "x.py",
+        "--password",
+        "hunter2",
+        "--n",
+        "4",
+        "db.token=abc",
+        "--tls-key=/k.pem",
+        "--auth",
+        "-v",
+    ]
+    assert redacted_arguments(arguments) == [
+        "python", "x.py", "--password", "[redacted]", "--n", "4", "db.token=[redacted]", "--tls-key=[redacted]",
+        "--auth", "-v",
+    ]  # fmt: skip

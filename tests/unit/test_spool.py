@@ -1,0 +1,283 @@
+"""What reaches the disk, whatever happens to the disk, and what is said of the rest."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from recup.schema import ClockSample, Log, Loss, Steal
+from recup.spool import Spool
+
+
+def rows(spool_directory, table):
+    with pa.ipc.open_stream((Path(spool_directory) / f"{table}.arrows").read_bytes()) as reader:
+        return reader.read_all().to_pylist()
+
+
+def status(spool):
+    return json.loads((spool.directory / "status.json").read_text())
+
+
+def losses(spool_directory):
+    return [(row["kind"], row["table"], row["row_count"]) for row in rows(spool_directory, "losses")]
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path / "run", "scheduler", "Scheduler-1")
+    yield spool
+    spool.close()
+
+
+def test_rows_are_on_disk_after_a_flush(spool):
+    spool.put(ClockSample(1, 2, None))
+    spool.extender("clock_samples")((3, 4, 0.5))
+    assert spool.flush()
+    assert rows(spool.directory, "clock_samples") == [
+        {"time_ns": 1, "monotonic_ns": 2, "scheduler_delay_s": None},
+        {"time_ns": 3, "monotonic_ns": 4, "scheduler_delay_s": 0.5},
+    ]
+    assert status(spool)["row_counts"] == {"clock_samples": 2}
+    assert not status(spool)["closed"]
+
+
+def test_rows_reach_the_disk_by_themselves_within_a_second(spool):
+    begun = time.monotonic()
+    spool.put(ClockSample(1, 2, None))
+    while not (spool.directory / "clock_samples.arrows").exists():
+        assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 1.5
+
+
+STRANGE_KEYS = [
+    "plain", ("x", 1), ("x", (2, "y")), 7, 1.5, b"bytes", 'quo"te\'s', "new\nline", "ünï", "k" * 10_240, "", "a\0b", "\ud800",
+]  # fmt: skip
+
+
+def test_keys_of_every_kind_are_told_apart_and_come_back(spool):
+    put = spool.extender("transfer_keys")
+    for number, key in enumerate([*STRANGE_KEYS, *STRANGE_KEYS]):
+        put((number, key, 1))
+    spool.flush()
+
+    ids = [row["key"] for row in rows(spool.directory, "transfer_keys")]
+    keys = {row["key_id"]: (row["key"], row["key_type"]) for row in rows(spool.directory, "keys")}
+
+    shown = [str(key).encode("utf-8", "backslashreplace").decode() for key in STRANGE_KEYS]
+    assert [keys[each] for each in ids[: len(shown)]] == [
+        (text, type(key).__name__) for text, key in zip(shown, STRANGE_KEYS, strict=True)
+    ]
+    assert ids[: len(shown)] == ids[len(shown) :]
+
+
+def test_keys_are_forgotten_past_a_limit_and_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("recup.spool._INTERNED_KEYS_LIMIT", 10)
+    spool = Spool(tmp_path, "worker", "w")
+    put = spool.extender("transfer_keys")
+    for round_number in range(3):
+        for number in range(20):
+            put((round_number, f"k{number}", 0))
+        spool.flush()
+    keys = {row["key_id"]: row["key"] for row in rows(spool.directory, "keys")}
+    assert [keys[row["key"]] for row in rows(spool.directory, "transfer_keys")] == [f"k{n}" for n in range(20)] * 3
+    assert len(spool._key_ids) <= 20
+    spool.close()
+
+
+class Unprintable:
+    def __str__(self):
+        raise RuntimeError("no")
+
+
+def test_a_key_that_cannot_be_shown_is_written_as_its_type(spool):
+    spool.extender("transfer_keys")((0, Unprintable(), 1))
+    spool.flush()
+    assert rows(spool.directory, "keys")[0]["key"] == "<Unprintable whose str() raised RuntimeError>"
+
+
+def test_put_never_raises_and_counts_what_it_could_not_take(spool):
+    spool.put(object())
+    spool.flush()
+    assert losses(spool.directory) == [("hook_failed", None, None)]
+
+
+def test_a_batch_that_cannot_be_encoded_costs_only_its_own_rows(spool):
+    spool.extender("transfer_keys")((0, ["unhashable"], 1))
+    spool.flush()
+    spool.extender("transfer_keys")((1, "good", 1))
+    spool.flush()
+    assert [row["transfer"] for row in rows(spool.directory, "transfer_keys")] == [1]
+    assert losses(spool.directory) == [("dropped", "transfer_keys", 1)]
+
+
+def test_losses_of_one_kind_are_added_up(spool):
+    for _ in range(5):
+        spool.lose("dropped", "logs", "why", 2)
+    spool.lose("gap", None, "elsewhere")
+    spool.flush()
+    assert losses(spool.directory) == [("dropped", "logs", 10), ("gap", None, None)]
+
+
+def test_a_guarded_hook_is_counted_and_switched_off_after_a_hundred_failures(spool):
+    calls = []
+
+    def hook():
+        calls.append(1)
+        raise ValueError("broken")
+
+    guarded = spool.guard("hook", hook, table_name="logs")
+    for _ in range(150):
+        assert guarded() is None
+    spool.flush()
+    assert len(calls) == 100
+    assert losses(spool.directory) == [("hook_failed", "logs", 100), ("hook_disabled", "logs", None)]
+
+
+def test_rows_beyond_the_limit_of_a_stuck_disk_are_dropped_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("recup.spool._BUFFERED_VALUES_LIMIT", 30)
+    spool = Spool(tmp_path, "worker", "w")
+    with spool._swap:  # the writer thread is held up, as by a disk
+        pass
+    spool._swap.acquire()
+    for number in range(20):
+        spool.put(ClockSample(number, 0, None))
+    spool._swap.release()
+    spool.limit()
+    spool.flush()
+    written = [row["time_ns"] for row in rows(spool.directory, "clock_samples")]
+    lost = sum(row["row_count"] for row in rows(spool.directory, "losses")) if 20 - len(written) else 0
+    assert len(written) + lost == 20
+    spool.close()
+
+
+def test_a_full_disk_loses_rows_says_so_and_recovers(spool, monkeypatch):
+    real_write, full = os.write, [True]
+
+    def write(descriptor, data):
+        if full[0] and len(data) > 100:
+            real_write(descriptor, bytes(data[:100]))  # the kernel takes what fits
+            raise OSError(28, "No space left on device")
+        return real_write(descriptor, data)
+
+    spool.put(ClockSample(0, 0, None))
+    spool.flush()
+    monkeypatch.setattr(os, "write", write)
+    for number in range(1, 51):
+        spool.put(ClockSample(number, 0, None))
+    spool.flush()
+    assert status(spool)["unwritten_losses"] == {"write_failed:clock_samples": 50}
+
+    full[0] = False
+    spool.put(ClockSample(99, 0, None))
+    spool.flush()
+
+    assert [row["time_ns"] for row in rows(spool.directory, "clock_samples")] == [0, 99]
+    assert losses(spool.directory) == [("write_failed", "clock_samples", 50)]
+
+
+def test_files_removed_while_being_written_are_started_anew_elsewhere(spool):
+    import shutil
+
+    spool.put(Steal(1, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+    shutil.rmtree(spool.run_directory)
+    spool.put(Steal(2, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()  # notices
+    spool.put(Steal(3, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+
+    assert spool.directory.name == "scheduler-Scheduler-1.1"
+    assert [row["time_ns"] for row in rows(spool.directory, "steals")] == [3]
+    assert [row["key"] for row in rows(spool.directory, "keys")] == ["k"]
+    assert ("write_failed", "steals", 1) in losses(spool.directory)
+
+
+def test_nothing_is_ever_written_twice_under_one_name(tmp_path):
+    first, second = Spool(tmp_path, "worker", "same"), Spool(tmp_path, "worker", "same")
+    for number, spool in enumerate((first, second)):
+        spool.put(ClockSample(number, 0, None))
+        spool.flush()
+    second.put(ClockSample(2, 0, None))
+    second.close()
+    first.close()
+    assert [row["time_ns"] for row in rows(first.directory, "clock_samples")] == [0]
+    assert [row["time_ns"] for row in rows(second.directory, "clock_samples")] == [2]
+    assert first.directory != second.directory
+
+
+def test_rows_put_after_close_are_still_written(spool):
+    spool.close()
+    spool.put(Log(1, "INFO", "late", "task thread", None))
+    spool.flush()
+    assert [row["logger"] for row in rows(spool.directory, "logs")] == ["late"]
+
+
+def run_python(body, *arguments):
+    code = textwrap.dedent(body)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_rows_are_written_at_a_normal_exit_without_close(tmp_path):
+    done = run_python(
+        """
+        import sys
+        from recup.spool import Spool
+        from recup.schema import ClockSample
+        Spool(sys.argv[1], "client", "c").put(ClockSample(5, 6, None))
+        """,
+        str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["time_ns"] for row in rows(tmp_path / "spool" / "client-c", "clock_samples")] == [5]
+
+
+def test_a_forked_child_writes_nothing_of_its_parents(tmp_path):
+    done = run_python(
+        """
+        import os, sys, warnings
+        from recup.spool import Spool
+        from recup.schema import ClockSample
+        warnings.simplefilter("ignore")
+        spool = Spool(sys.argv[1], "client", "c")
+        spool.put(ClockSample(1, 0, None))
+        spool.flush()
+        pid = os.fork()
+        spool.put(ClockSample(2, 0, None))
+        if pid:
+            os.waitpid(pid, 0)
+        spool.flush()
+        """,
+        str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["time_ns"] for row in rows(tmp_path / "spool" / "client-c", "clock_samples")] == [1, 2]
+
+
+def test_a_killed_process_leaves_all_that_is_older_than_a_second(tmp_path):
+    code = """
+    import os, signal, sys, time
+    from recup.spool import Spool
+    from recup.schema import ClockSample
+    spool = Spool(sys.argv[1], "client", "c")
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        spool.put(ClockSample(time.time_ns(), 0, None))
+        time.sleep(0.001)
+    print(time.time_ns(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = run_python(code, str(tmp_path))
+    assert done.returncode == -9
+    times = [row["time_ns"] for row in rows(tmp_path / "spool" / "client-c", "clock_samples")]
+    assert int(done.stdout) - times[-1] < 1_000_000_000
+
+
+def test_the_schema_refuses_a_row_that_is_not_its_own():
+    with pytest.raises(TypeError):
+        Loss(1, "dropped")
