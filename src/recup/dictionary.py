@@ -11,8 +11,10 @@ from typing import Any
 
 from recup.errors import BadQuery
 from recup.fuse import VIEWS
+from recup.run_tables import SPOOL_COLUMNS
 from recup.schema import TABLES
-from recup.storage import documented_columns
+from recup.spool_files import KEY_COLUMNS
+from recup.storage import SQL_TYPES, documented_columns
 
 
 def describe(name: str | None = None) -> list[dict[str, Any]]:
@@ -50,7 +52,37 @@ def _tables() -> list[dict[str, Any]]:
             ],
         }
         for table in TABLES.values()
+    ] + [
+        {
+            "name": "keys",
+            "kind": "table",
+            "step": None,
+            "meaning": "One row per distinct key of the run.",
+            "columns": [
+                {"name": c.name, "type": SQL_TYPES[c.kind], "unit": c.unit, "meaning": c.meaning, "null": c.null}
+                for c in KEY_COLUMNS
+            ],
+        },
+        {
+            "name": "spools",
+            "kind": "table",
+            "step": None,
+            "meaning": "One row per spool directory: what its server said and what was found.",
+            "columns": [
+                {
+                    "name": c.name,
+                    "type": _SQL_TYPES[str(c.arrow_type)],
+                    "unit": c.unit,
+                    "meaning": c.meaning,
+                    "null": "",
+                }
+                for c in SPOOL_COLUMNS
+            ],
+        },
     ]
+
+
+_SQL_TYPES = {"string": "varchar", "int64": "bigint", "bool": "boolean"}
 
 
 def _views() -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ _WHO = (
     ViewColumn("run_id", "Attempt; with scheduler and key it names one", null="not told"),
 )
 
-ATTEMPT_TRANSITIONS = View(
+ATTEMPTS = View(
     "attempts",
     "One row per attempt: what single tables tell of it, as numbers.",
     (),
@@ -89,6 +89,7 @@ with assigned as (
         r.key_id,
         r.run_id,
         any_value(r.server_id) as worker_id,
+        min(r.time_ns) as told_ns,
         arg_min(struct_pack(
             outcome := r.outcome, worker := r.worker, thread := r.thread, nbytes := r.nbytes, typename := r.typename,
             start_s := r.compute_start_s, stop_s := r.compute_stop_s, delay_s := r.scheduler_delay_s
@@ -149,6 +150,7 @@ select
     coalesce(is_rescheduled, false) or coalesce(w.told.outcome, '') = 'rescheduled' as is_rescheduled,
     coalesce(is_cancelled, false) as is_cancelled,
     w.told.outcome as worker_outcome,
+    w.told_ns,
     w.told is not null as is_told_by_worker,
     coalesce(w.told.thread, s.told.thread) as thread,
     coalesce(w.told.nbytes, s.told.nbytes) as nbytes,
@@ -181,16 +183,22 @@ TASK_RUNS = View(
         ViewColumn("prefix", "Dask's task prefix", null="the graph is not recorded"),
         ViewColumn("group", "Dask's task group", null="the graph is not recorded"),
         ViewColumn("function", "Function it calls", null="data, alias or not found"),
-        ViewColumn("submission", "Into `submissions`: the newest that holds the key", null="the graph is not recorded"),
+        ViewColumn(
+            "submission", "Into `submissions`: the graph that brought the task", null="the graph is not recorded"
+        ),
         ViewColumn("worker", "Address of the worker", null="not told"),
         ViewColumn("worker_id", "Server id of the worker", null="not told"),
         ViewColumn("host_id", "Host of the worker", null="not told"),
         ViewColumn("thread", "threading.get_ident() of its thread", null="on the event loop, or it did not end"),
         ViewColumn("submitted_s", "When the scheduler took its graph", "s", "the graph is not recorded"),
         ViewColumn("ready_s", "When nothing but a free worker was wanting", "s", "does not follow"),
-        ViewColumn("assigned_s", "When the scheduler sent it, or moved it here", "s", "the scheduler did not record it"),
+        ViewColumn(
+            "assigned_s", "When the scheduler sent it, or moved it here", "s", "the scheduler did not record it"
+        ),
         ViewColumn("received_s", "When the worker took it in", "s", "the worker did not record it"),
-        ViewColumn("executing_s", "When the worker's loop gave it to a thread", "s", "it did not, or did not record it"),
+        ViewColumn(
+            "executing_s", "When the worker's loop gave it to a thread", "s", "it did not, or did not record it"
+        ),
         ViewColumn("started_s", "Start of the computation", "s", "did not end, or not told"),
         ViewColumn("stopped_s", "Stop of the computation", "s", "did not end, or not told"),
         ViewColumn("stored_s", "When the scheduler took the result", "s", "it did not"),
@@ -204,7 +212,8 @@ TASK_RUNS = View(
         ViewColumn("typename", "Type of the result", null="no result"),
         ViewColumn(
             "outcome",
-            "memory, error, rescheduled, stolen (off this worker), cancelled, lost (worker went), running_at_end or unknown",
+            "memory, error, rescheduled, stolen (off this worker), cancelled, lost (with its worker), running_at_end "
+            "or unknown",
         ),
         ViewColumn("end_cause", "Stimulus that ended it on the scheduler", null="it did not end there"),
         ViewColumn("exception_text", "repr of the exception", null="it did not fail, or not told"),
@@ -224,10 +233,33 @@ with ordered as (
     window key_order as (
         partition by scheduler_id, key_id order by coalesce(assigned_ns, received_ns, executing_ns, ended_ns), run_id
     )
-), graphs as (
+), listed as (
     select t.server_id as scheduler_id, t.key_id, s.time_ns, t.submission, t.prefix, t."group", t.function
     from raw.tasks t
     join raw.submissions s on s.server_id = t.server_id and s.submission = t.submission
+), forgotten as (
+    select server_id as scheduler_id, key_id, time_ns as forgotten_ns
+    from raw.scheduler_transitions
+    where finish = 'forgotten'
+), graphs as (
+    -- A graph lists known tasks too: what brought a task is the first since it was last forgotten.
+    select
+        scheduler_id,
+        key_id,
+        min(time_ns) as time_ns,
+        min(submission) as submission,
+        arg_min(prefix, submission) as prefix,
+        arg_min("group", submission) as "group",
+        arg_min(function, submission) as function
+    from (
+        select listed.*, forgotten.forgotten_ns
+        from listed
+        asof left join forgotten
+            on forgotten.scheduler_id = listed.scheduler_id
+            and forgotten.key_id = listed.key_id
+            and listed.time_ns >= forgotten.forgotten_ns
+    )
+    group by scheduler_id, key_id, forgotten_ns
 ), readied as (
     select server_id as scheduler_id, key_id, finish as from_state, time_ns as ready_ns
     from raw.scheduler_transitions
@@ -313,7 +345,8 @@ select
     case when p.ended_ns is null and p.is_next_steal then p.next_ns else p.ended_ns end / 1e9 as ended_s,
     coalesce(p.worker_stop_s - p.worker_start_s, p.scheduler_stop_s - p.scheduler_start_s) as compute_s,
     case when p.is_told_by_worker or ss.scheduler_id is not null
-        then coalesce(case when w.scheduler_id is not null then w.transfer_s else ss.transfer_s end, 0.0) end as transfer_s,
+        then coalesce(case when w.scheduler_id is not null then w.transfer_s else ss.transfer_s end, 0.0)
+    end as transfer_s,
     case when p.is_told_by_worker or ss.scheduler_id is not null
         then coalesce(case when w.scheduler_id is not null then w.disk_read_s else ss.disk_read_s end, 0.0)
     end as disk_read_s,
@@ -343,8 +376,14 @@ select
     p.exception_text,
     p.is_from_steal,
     p.attempt_number,
-    case when p.worker_delay_s is not null or p.worker_start_s is null and p.scheduler_start_s is null then clocks.error_s
-        else clocks.delay_error_s end as clock_error_s
+    case
+        when p.worker_start_s is null and p.scheduler_start_s is null then clocks.error_s
+        when p.worker_delay_s is null then clocks.delay_error_s
+        -- Dask's delay may have changed between the transition and the start of the thread; then these contradict.
+        when p.worker_start_s - p.worker_delay_s < p.executing_ns / 1e9 - 1e-6
+            or p.worker_stop_s - p.worker_delay_s > p.told_ns / 1e9 + 1e-6 then clocks.delay_error_s
+        else clocks.error_s
+    end as clock_error_s
 from placed p
 left join keys on keys.key_id = p.key_id
 left join clocks on clocks.server_id = p.worker_id
@@ -367,7 +406,9 @@ ACTIVITIES = View(
         *_WHO,
         ViewColumn("worker", "Address of the worker", null="not told"),
         ViewColumn("worker_id", "Server id of the worker", null="only the scheduler told"),
-        ViewColumn("thread", "threading.get_ident() of the thread that computed", null="not a computation, or not told"),
+        ViewColumn(
+            "thread", "threading.get_ident() of the thread that computed", null="not a computation, or not told"
+        ),
         ViewColumn("action", "compute, transfer, disk-read, disk-write, deserialize"),
         ViewColumn("start_s", "Start", "s"),
         ViewColumn("stop_s", "Stop", "s"),
@@ -409,8 +450,8 @@ select
     case when p.role <> 'scheduler' then p.server_id else lives.worker_id end as worker_id,
     p.thread,
     p.action,
-    case when p.delay_s is not null then p.start_s - p.delay_s + coalesce(p.offset_s, 0.0) else p.start_s end as start_s,
-    case when p.delay_s is not null then p.stop_s - p.delay_s + coalesce(p.offset_s, 0.0) else p.stop_s end as stop_s,
+    p.start_s + coalesce(coalesce(p.offset_s, 0.0) - p.delay_s, 0.0) as start_s,
+    p.stop_s + coalesce(coalesce(p.offset_s, 0.0) - p.delay_s, 0.0) as stop_s,
     p.stop_s - p.start_s as duration_s,
     p.source,
     case when p.role = 'scheduler' then 'scheduler' else 'worker' end as seen_by,

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recup.terminal import Page, bytes_text, count_text, moment_text, seconds_text
+from recup.terminal import Page, bytes_text, count_text, moment_text, plural, seconds_text
 
 Row = Mapping[str, Any]
 
 _PREFIXES_SHOWN = 15
 _LINES_SHOWN = 5
+_SURE_S = 1e-5
+"""Moments known at least so well are shown without a mark."""
 
 
 def command_text(command: object) -> str:
@@ -25,12 +27,6 @@ def command_text(command: object) -> str:
         return ""
     first, *others = map(str, command)
     return shlex.join([Path(first).name if "/" in first else first, *others])
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count and its noun: 1 task, 2 tasks, 2 processes."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
-    return f"{count_text(count)} {noun}{ending}"
 
 
 # ---------------------------------------------------------------- ls
@@ -346,15 +342,15 @@ def story_page(page: Page, run_id: str, key: str, lines: Sequence[Row]) -> None:
         if (line["attempt"] or 0) > newest:
             newest = line["attempt"]
             rows.append(("",) * 4)
-        rows.append((f"{line['time_s']:+.6f}", line["observer"], line["what"], line["details"]))
+        mark = "" if line["clock_error_s"] is not None and line["clock_error_s"] <= _SURE_S else "~"
+        rows.append((f"{mark}{line['time_s']:+.6f}", line["observer"], line["what"], line["details"]))
     page.table((">seconds", "observer", "what", "details"), rows, wrap=("details",))
-    doubt = max((line["clock_error_s"] or 0.0 for line in lines), default=0.0)
-    if doubt:
-        page.blank()
-        _note(
-            page,
-            f"Clocks are aligned to within {seconds_text(doubt)}: closer moments may stand in the wrong order.",
-        )
+    doubts = [line["clock_error_s"] for line in lines]
+    doubt = max((each for each in doubts if each is not None), default=0.0)
+    if None in doubts:
+        _note(page, "~ before a moment: nothing bounds by how much its clock was off.")
+    elif doubt > _SURE_S:
+        _note(page, f"~ before a moment: its clock is known to within {seconds_text(doubt)}, or better.")
 
 
 # ---------------------------------------------------------------- sql, seal, schema, doctor
@@ -398,10 +394,14 @@ def schema_page(page: Page, tables: Sequence[Row], *, in_full: bool) -> None:
         page.line(each["meaning"])
         page.blank()
         page.table(
-            ("column", "type", "unit", "meaning", "null"),
-            [(c["name"], c["type"], c["unit"], c["meaning"], c["null"]) for c in each["columns"]],
-            wrap=("meaning", "null"),
+            ("column", "type", "meaning"),
+            [(c["name"], ", ".join(filter(None, (c["type"], c["unit"]))), _meaning(c)) for c in each["columns"]],
+            wrap=("meaning",),
         )
+
+
+def _meaning(column: Row) -> str:
+    return f"{column['meaning']}; null: {column['null']}" if column["null"] else str(column["meaning"])
 
 
 def doctor_page(page: Page, checks: Sequence[Row]) -> None:

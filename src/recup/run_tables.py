@@ -459,7 +459,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as reason:
         raise RunDamaged(
-            f"{path} cannot be read: {reason}. If the run's spool is still there, move the file away and run `recup seal`."
+            f"{path} cannot be read: {reason}. If the run's spool is there, move the file away and run `recup seal`."
         ) from reason
 
 

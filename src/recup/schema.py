@@ -354,12 +354,12 @@ class Submission(NamedTuple):
 
     time_ns: Annotated[int, _TIME]
     submission: Annotated[int, Column("Counts the scheduler's graphs from 0")]
-    client: Annotated[str, Column("Client id", category=True)]
+    client: Annotated[str | None, Column("Client id", category=True, null="tasks that were there before recup")]
     stimulus_id: Annotated[str, Column("Stimulus of the update")]
     wanted_key_count: Annotated[int, Column("Keys the client asked for")]
     keys_digest: Annotated[str | None, Column("Digest of the keys asked for; joins `client_submissions`", null="too many keys")]
     task_count: Annotated[int, Column("Tasks the graph touches, known ones included")]
-    new_task_count: Annotated[int, Column("Tasks the scheduler did not know before")]
+    new_task_count: Annotated[int, Column("Tasks of it that are rows of `tasks`: new ones, and released ones run again")]
     span_id: Annotated[str | None, Column("Span of the tasks", null="spans not available")]
     span: Annotated[str | None, Column("JSON list: names of the span", null="spans not available")]
     annotations: Annotated[str | None, Column("JSON: names of the annotations given, with task counts", null=_JSON_NULL)]
@@ -368,7 +368,10 @@ class Submission(NamedTuple):
 
 @table("tasks", step=2)
 class Task(NamedTuple):
-    """One row per key and submission: the task as the scheduler knows it, after optimization."""
+    """One row per task a submission brought: as the scheduler knows it, after optimization.
+
+    A task that an earlier submission brought and that still stands is not repeated.
+    """
 
     submission: Annotated[int, Column("Into `submissions`")]
     key: Annotated[Key, _KEY]

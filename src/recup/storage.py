@@ -45,8 +45,13 @@ _TYPES = {
     "category": _CATEGORY,
 }
 SQL_TYPES = {
-    "int64": "bigint", "key": "varchar", "float64": "double", "bool": "boolean", "text": "varchar", "category": "varchar",
-}  # fmt: skip
+    "int64": "bigint",
+    "key": "varchar",
+    "float64": "double",
+    "bool": "boolean",
+    "text": "varchar",
+    "category": "varchar",
+}
 
 LOCAL_ORDER: dict[str, tuple[str, ...]] = {
     "scheduler_transitions": (),

@@ -16,6 +16,7 @@ import difflib
 import html
 import importlib
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -45,6 +46,8 @@ VIEW_MODULES = ("recup.fuse",)
 """Modules whose `VIEWS` every run offers."""
 
 _PARQUET_ERRORS = (duckdb.Error, pa.ArrowException, OSError)
+_WORD = re.compile(r"\w+")
+_LISTING_WORDS = {"show", "duckdb_tables", "duckdb_views", "duckdb_columns", "information_schema"}
 _TABLE_NAMES = (*TABLES, "keys", "spools")
 
 
@@ -257,25 +260,24 @@ class Run:
             raise BadQuery(f"A run has no table or view {name!r}.{hint}")
 
     def _names_in(self, query: str) -> set[str]:
-        """Return names of tables and views that a query may need."""
+        """Return the tables and views a query may need: every one it mentions, in whatever place."""
         known = {*self.tables, *self._views}
-        found = {name.lower() for name in self._connection.get_table_names(query)} & known
-        words = query.lower()
-        if not found and any(word in words for word in ("show", "describe", "duckdb_", "information_schema", "summarize")):
-            mentioned = {name for name in known if name in words}
-            return mentioned or known
-        return found
+        words = {word.lower() for word in _WORD.findall(query)}
+        return words & known or (known if words & _LISTING_WORDS else set())
 
     def _ensure(self, names: set[str]) -> None:
-        for name in sorted(names - self._ready):
-            if name in self._views:
-                self._ensure_view(self._views[name])
-            else:
-                self._ensure_table(name)
-            self._ready.add(name)
+        for name in sorted(names):
+            if name not in self._ready:
+                if name in self._views:
+                    self._ensure_view(self._views[name])
+                else:
+                    self._ensure_table(name)
+                self._ready.add(name)
 
     def _ensure_view(self, view: View) -> None:
-        self._ensure(self._names_in(view.sql) - {view.name})
+        # Views stand on those before them only, whatever words their queries hold.
+        order = list(self._views)
+        self._ensure(self._names_in(view.sql) - set(order[order.index(view.name) :]))
         self._connection.execute(f"create {'table' if view.is_kept else 'view'} {view.name} as {view.sql}")
 
     def _ensure_table(self, name: str) -> None:
@@ -292,7 +294,9 @@ class Run:
         try:
             if name == "keys":
                 empty = [(column.name, _KEY_TYPES[column.name]) for column in KEY_COLUMNS]
-                self._connection.execute(f"create view keys as {KEYS_SQL.format(source=source) if source else _empty(empty)}")
+                self._connection.execute(
+                    f"create view keys as {KEYS_SQL.format(source=source) if source else _empty(empty)}"
+                )
                 return
             self._connection.execute(
                 f"create view raw.{name} as {raw_select(name, source) if source else _empty(raw_columns(name))}"
@@ -322,27 +326,32 @@ class Run:
         self._remove()
 
     def __enter__(self) -> Run:
+        """Return the run itself."""
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Close the run."""
         self.close()
 
     def __repr__(self) -> str:
+        """Show name and state."""
         return f"<recup.Run {self.run_id} {'sealed' if self.is_sealed else 'not sealed'}>"
 
     def _repr_html_(self) -> str:
         """Show the run in a notebook: its name, its state, and the rows of its tables."""
         counts = [(name, self._row_count(name)) for name in TABLES]
-        rows = "".join(f"<tr><td>{name}</td><td style='text-align:right'>{count:,}</td></tr>" for name, count in counts if count)
+        rows = "".join(
+            f"<tr><td>{name}</td><td style='text-align:right'>{count:,}</td></tr>" for name, count in counts if count
+        )
         state = f"{self.manifest.get('state', 'unknown')}, {'sealed' if self.is_sealed else 'not sealed'}"
         return (
-            f"<b>recup run {html.escape(self.run_id)}</b> ({html.escape(state)})<br><code>{html.escape(str(self.path))}</code>"
+            f"<b>recup run {html.escape(self.run_id)}</b> ({html.escape(state)})<br>"
+            f"<code>{html.escape(str(self.path))}</code>"
             f"<table><thead><tr><th>table</th><th>rows</th></tr></thead><tbody>{rows}</tbody></table>"
         )
 
     def _row_count(self, name: str) -> int:
-        found = self.sql(f"select count(*) from raw.{name}").fetchone()
-        return int(found[0]) if found else 0
+        return int(self.sql(f"select count(*) from raw.{name}").fetchall()[0][0])
 
 
 _KEY_TYPES = {"key_id": "bigint", "key": "varchar", "key_type": "varchar"}

@@ -53,6 +53,12 @@ def count_text(value: float | None) -> str:
     return "" if value is None else f"{int(value):,}"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun: 1 task, 2 tasks, 2 processes."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{count_text(count)} {noun}{ending}"
+
+
 def bytes_text(value: float | None) -> str:
     """Return an amount of bytes in binary units: 1.4 GiB."""
     if value is None or math.isnan(value):

@@ -66,7 +66,7 @@ class Started:
 
     @property
     def run(self):
-        (run,) = self.root.iterdir()
+        (run,) = (each for each in self.root.iterdir() if each.is_dir())
         return run
 
     def end(self, timeout=90):

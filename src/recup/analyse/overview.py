@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recup.analyse.listing import run_state, servers_of, wall_s
+from recup.analyse.rows import Document, rows_of
 from recup.completeness import completeness, verdict
 
 if TYPE_CHECKING:
     from recup.store import Run
-
-Document = dict[str, Any]
 
 HOSTS_SQL = """
 select
@@ -241,12 +240,6 @@ def finding_rows(findings: Sequence[Any]) -> list[Document]:
 
 
 _COUNTS = ("task_count", "done_count", "failed_count", "blocked_count", "without_result_count", "attempt_count")
-
-
-def rows_of(run: Run, query: str, parameters: list[Any] | None = None) -> list[Document]:
-    """Return the rows of a query, each as a dict by column name."""
-    relation = run.sql(query, parameters)
-    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
 def _run_facts(run: Run) -> Document:

@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from recup.analyse.overview import Document, rows_of
+from recup.analyse.rows import Document, rows_of
 from recup.errors import BadQuery
-from recup.terminal import bytes_text, seconds_text
+from recup.terminal import bytes_text, plural, seconds_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,13 +52,15 @@ order by is_start desc, key
 
 GRAPHS_SQL = """
 select s.scheduler_id as server_id, s.taken_s, s.sent_s, s.client, s.client_server_id, s.call, s.path, s.line,
-    s.is_exact, t.submission, t.prefix, t.dependency_count, t.priority_order, t.annotations, t.restrictions, t.retries
+    s.is_exact, c.error_s as sent_error_s,
+    t.submission, t.prefix, t.dependency_count, t.priority_order, t.annotations, t.restrictions, t.retries
 from submission_story s
 join (
     select server_id, submission, prefix, dependency_count, priority_order, annotations, restrictions, retries
     from raw.tasks
     where key_id in (select key_id from keys where key = ?)
 ) t on t.server_id = s.scheduler_id and t.submission = s.submission
+left join clocks c on c.server_id = s.client_server_id
 """
 
 FUSED_SQL = """
@@ -99,7 +101,7 @@ where role <> 'scheduler' and key_id in (select key_id from keys where key = ?)
 
 ACTIVITIES_SQL = """
 select coalesce(worker_id, scheduler_id) as server_id, worker, run_id, action, start_s, duration_s, source, thread,
-    seen_by
+    seen_by, clock_error_s
 from activities
 where key = ?
 """
@@ -186,7 +188,8 @@ class _Line:
     rank: int = 1
     """Order among lines of one moment: what is a consequence of others comes later."""
     is_aligned: bool = False
-    """Whether the time is on the scheduler's clock already."""
+    """Whether the time is on the scheduler's clock already, to within `error_s`."""
+    error_s: float | None = None
 
 
 # ---------------------------------------------------------------- which task
@@ -239,7 +242,9 @@ def story(run: Run, key: str) -> pa.Table:
     lines = [line for part in _PARTS for line in part(run, key)]
     for line in lines:
         if not line.is_aligned:
-            line.time_ns += round(1e9 * (observers.get(line.server_id, {}).get("offset_s") or 0.0))
+            clock = observers.get(line.server_id, {})
+            line.time_ns += round(1e9 * (clock.get("offset_s") or 0.0))
+            line.error_s = clock.get("error_s")
     lines.sort(key=lambda line: (line.time_ns, line.rank))
     submitted = [line.time_ns for line in lines if line.what == SUBMITTED]
     origin = min(submitted or [line.time_ns for line in lines], default=0)
@@ -248,7 +253,7 @@ def story(run: Run, key: str) -> pa.Table:
         {
             "time_s": (line.time_ns - origin) / 1e9,
             "time_ns": line.time_ns,
-            "clock_error_s": observers.get(line.server_id, {}).get("error_s"),
+            "clock_error_s": line.error_s,
             "attempt": attempts.get(line.run_id),
             "run_id": line.run_id,
             "observer": _observer(line.server_id, observers.get(line.server_id)),
@@ -297,18 +302,22 @@ def _graphs(run: Run, key: str) -> Iterator[_Line]:
         place = f"{row['path']}:{row['line']}" if row["path"] else None
         if row["sent_s"] is not None and row["client_server_id"] and row["is_exact"]:
             details = {"": row["call"], "at": place}
-            yield _Line(row["client_server_id"], round(row["sent_s"] * 1e9), SENT, details, rank=-1, is_aligned=True)
+            moment_ns = round(row["sent_s"] * 1e9)
+            yield _Line(
+                row["client_server_id"], moment_ns, SENT, details, rank=-1, is_aligned=True, error_s=row["sent_error_s"]
+            )
         details = {
             "graph": row["submission"],
             "of": row["client"],
             "prefix": row["prefix"],
-            "needs": f"{row['dependency_count']} tasks" if row["dependency_count"] else "nothing",
+            "needs": plural(row["dependency_count"], "task") if row["dependency_count"] else "nothing",
             "order": row["priority_order"],
             "retries": row["retries"] or None,
             "annotations": row["annotations"],
             "restrictions": row["restrictions"],
         }
-        yield _Line(row["server_id"], round(row["taken_s"] * 1e9), SUBMITTED, details, rank=0, is_aligned=True)
+        moment_ns = round(row["taken_s"] * 1e9)
+        yield _Line(row["server_id"], moment_ns, SUBMITTED, details, rank=0, is_aligned=True, error_s=0.0)
 
 
 def _scheduler(run: Run, key: str) -> Iterator[_Line]:
@@ -332,7 +341,7 @@ def _worker(run: Run, key: str) -> Iterator[_Line]:
         }
         yield _Line(row["server_id"], row["time_ns"], f"{row['start']} -> {reached}", details, row["run_id"])
     for row in _rows(run, RECEPTIONS_SQL, key):
-        needs = f"{row['dependency_count']} results of {bytes_text(row['dependency_bytes'])}"
+        needs = f"{plural(row['dependency_count'], 'result')} of {bytes_text(row['dependency_bytes'])}"
         details = {
             "needs": f"{needs}, {row['remote_count']} of them elsewhere" if row["dependency_count"] else None,
             "run": row["run_id"],
@@ -368,7 +377,10 @@ def _activities(run: Run, key: str) -> Iterator[_Line]:
             "run": row["run_id"],
         }
         what = _ACTIONS.get(row["action"], str(row["action"]))
-        yield _Line(row["server_id"], round(row["start_s"] * 1e9), what, details, row["run_id"], is_aligned=True)
+        moment_ns = round(row["start_s"] * 1e9)
+        yield _Line(
+            row["server_id"], moment_ns, what, details, row["run_id"], is_aligned=True, error_s=row["clock_error_s"]
+        )
 
 
 def _steals(run: Run, key: str) -> Iterator[_Line]:
@@ -389,7 +401,7 @@ def _data(run: Run, key: str) -> Iterator[_Line]:
         what = "result to disk" if row["direction"] == "spill" else "result back from disk"
         yield _Line(row["server_id"], row["time_ns"], what, details)
     for row in _rows(run, TRANSFERS_SQL, key):
-        others = f"with {row['key_count'] - 1} others" if row["key_count"] > 1 else None
+        others = f"with {plural(row['key_count'] - 1, 'other')}" if row["key_count"] > 1 else None
         details = {"": bytes_text(row["nbytes"]), "took": seconds_text(row["duration_s"])}
         if row["direction"] == "incoming":
             what, side = "result came", {"from": row["peer"]}

@@ -81,8 +81,8 @@ class RecupScheduler(SchedulerPlugin):
         self._known_workers: dict[str, str | None] = {}
         self._read_graph = graph_reader(spool, scheduler)
         self._set_hooks(scheduler)
-        scheduler.handlers["recup_run_directory"] = lambda: str(directory)
         scheduler.handlers["recup_stop"] = self._end
+        scheduler.log_event("recup", {"action": "recording", "run_directory": str(directory)})
         logs.attach(spool)
         spool.describing = host.record_process_in_background(
             spool,
@@ -121,8 +121,8 @@ class RecupScheduler(SchedulerPlugin):
         """Write what is in memory and say that the record ends here; also when recup is unplugged."""
         if hasattr(self, "_sampler") and self._sampler.stop():
             logs.detach(self._spool)
-            for name in ("recup_run_directory", "recup_stop"):
-                self._scheduler.handlers.pop(name, None)
+            self._scheduler.handlers.pop("recup_stop", None)
+            self._scheduler.log_event("recup", {"action": "ended", "run_directory": str(self._run_directory)})
             await session.closed_soon(self._spool)
             session.end_run(self._run_directory)
 
@@ -134,13 +134,13 @@ class RecupScheduler(SchedulerPlugin):
         begun = time.perf_counter_ns()
         submission, self._submission_count = self._submission_count, self._submission_count + 1
         now = time.time_ns()
-        new_count, span_id, span = self._read_graph(submission, tasks)
+        new_count, span_id, span = self._read_graph(submission, tasks, client is None)
         names = {name: len(values) for name, values in annotations.items()} if annotations else None
         self._spool.put(
             Submission(
                 now,
                 submission,
-                str(client),
+                None if client is None else str(client),
                 stimulus_id,
                 len(keys),
                 keys_digest(keys),
@@ -231,7 +231,7 @@ class RecupScheduler(SchedulerPlugin):
             self._put_client("present", client)
         if scheduler.tasks:
             self._update_graph(
-                scheduler, client="", keys=(), tasks=list(scheduler.tasks), stimulus_id="present-before-recup"
+                scheduler, client=None, keys=(), tasks=list(scheduler.tasks), stimulus_id="present-before-recup"
             )
             self._spool.lose(
                 "not_captured", "scheduler_transitions", "recup came when tasks were there: what they did before is unknown"

@@ -9,6 +9,8 @@ Dask configuration read here, each also an environment variable ``DASK_RECUP__..
 * ``recup.run-directory``: the run to write into; set by `recup run`;
 * ``recup.root``: where new runs are made; default $RECUP_ROOT or ``recup-runs``;
 * ``recup.spool.directory``: a node-local directory for spools, collected at the end;
+* ``recup.attach``: whether a client records a cluster somebody else started; set by the
+  notebook extension (`recup run` always does);
 * ``recup.source``: whether source text of the script and submitting frames is recorded.
 """
 
@@ -170,11 +172,17 @@ class record:  # noqa: N801 - read as a verb: `with recup.record(client) as run:
 
 
 async def scheduler_run(client: Any) -> str | None:
-    """Return the run directory the client's scheduler records into, or None."""
+    """Return the run directory the client's scheduler records into, or None.
+
+    The scheduler's plugin says so in an event of topic ``recup``: asking for a topic nobody
+    uses is quiet, while a remote call nobody answers is logged there with a traceback.
+    """
     try:
-        answer = await client.scheduler.recup_run_directory()
-        return str(answer) if answer else None
-    except Exception:  # noqa: BLE001 - a scheduler without recup does not know the call
+        events = await client.get_events("recup")
+        last = events[-1][1] if events else {}
+        return last["run_directory"] if last.get("action") == "recording" else None
+    except Exception as reason:  # noqa: BLE001 - not told is as good as not recorded
+        logger.debug("recup: get_events: %r", reason)
         return None
 
 
@@ -255,6 +263,8 @@ async def client_joins(client: Any) -> None:
     theirs = await scheduler_run(client)
     if run_directory is None:
         run_directory = Path(theirs) if theirs else None
+    if run_directory is None and dask.config.get("recup.attach", False):
+        run_directory = run_for_new_scheduler("notebook")
     if run_directory is None:
         return
     if capture_client(client, run_directory) is None:

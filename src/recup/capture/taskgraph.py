@@ -14,7 +14,7 @@ from typing import Any
 from recup.capture.text import json_text
 from recup.spool import Spool
 
-GraphReader = Callable[[int, Iterable[Any]], tuple[int, str | None, str | None]]
+GraphReader = Callable[[int, Iterable[Any], bool], tuple[int, str | None, str | None]]
 
 try:
     from dask._task_spec import _execute_subgraph
@@ -30,9 +30,15 @@ def function_name(function: Any) -> str | None:
             if inner is None or not callable(inner) or isinstance(function, FunctionType):
                 break
             function = inner
+        if not callable(function):
+            return None
         if isinstance(function, (FunctionType, BuiltinFunctionType, type)):
             return f"{function.__module__}.{function.__qualname__}"
-        return f"{type(function).__module__}.{type(function).__qualname__}" if callable(function) else None
+        name, kind = getattr(function, "__name__", None), type(function)
+        if isinstance(name, str):  # e.g. numpy's ufuncs and dispatched functions
+            module = getattr(function, "__module__", None)
+            return f"{module if isinstance(module, str) else kind.__module__}.{name}"
+        return f"{kind.__module__}.{kind.__qualname__}"
     except Exception:  # noqa: BLE001 - a user's callable may raise from any attribute
         return None
 
@@ -40,13 +46,14 @@ def function_name(function: Any) -> str | None:
 def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
     """Return a function that records the given tasks of the scheduler as one submission.
 
-    It returns the number of tasks that had not been computed before, and the id and the
-    JSON names of their span (None where spans are not available).
+    Tasks that an earlier submission brought and that still stand are passed over, unless
+    told otherwise.  It returns the number of tasks recorded, and the id and the JSON names
+    of their span (None where spans are not available).
     """
     put_task, put_dependency = spool.extender("tasks"), spool.extender("dependencies")
     put_fused = spool.extender("fused_tasks")
 
-    def read(submission: int, keys: Iterable[Any]) -> tuple[int, str | None, str | None]:
+    def read(submission: int, keys: Iterable[Any], everything: bool) -> tuple[int, str | None, str | None]:
         # The names live only as long as this call: they are keyed by the user's functions.
         names: dict[Any, str | None] = {}
         tasks = scheduler.tasks
@@ -57,8 +64,10 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
             task = tasks.get(key)
             if task is None:
                 continue
-            if task.state == "released":
-                new_count += 1
+            # Scattered data has no run_spec and comes with no submission of its own.
+            if task.state != "released" and task.run_spec is not None and not everything:
+                continue
+            new_count += 1
             group = task.group
             try:
                 span_id = span_id or group.span_id

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+from distributed import Scheduler
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from recup.capture import host, logs, session
@@ -63,14 +64,10 @@ class RecupWorker(WorkerPlugin):
             self.transition = _nothing
 
         self.transition, self._counts = transition_hook(spool, worker, switch_off)
-        self._undo = [
-            undo
-            for undo in (_tap_transfers(spool, worker), _tap_spills(spool, worker))
-            if undo is not None
-        ]
+        undo = (_tap_transfers(spool, worker), _tap_spills(spool, worker), _record_clients_of_tasks(self.run_directory))
+        self._undo = [each for each in undo if each is not None]
         self._metrics: dict[Any, float] = {}
         logs.attach(spool)
-        _record_clients_of_tasks(self.run_directory)
         spool.describing = host.record_process_in_background(
             spool,
             role="worker",
@@ -298,14 +295,28 @@ def _tap_spills(spool: Spool, worker: Any) -> Callable[[], None] | None:
     return undo
 
 
-def _record_clients_of_tasks(run_directory: str) -> None:
-    """Have clients that tasks of this process make recorded too, as `recup run` has it."""
+def _record_clients_of_tasks(run_directory: str) -> Callable[[], None]:
+    """Have clients that tasks of this process make recorded too; returns the way back.
+
+    A process that also holds the scheduler is the user's own program: its configuration is
+    left alone.
+    """
+    if any(Scheduler._instances):
+        return lambda: None
     preloads = dask.config.get("distributed.client.preload", None) or []
     preloads = [preloads] if isinstance(preloads, str) else list(preloads)
-    if not any(name.startswith("recup.preload") for name in preloads):
-        dask.config.set({"distributed.client.preload": [*preloads, "recup.preload"]})
+    changes: dict[str, Any] = {}
+    if not any(str(name).startswith("recup.preload") for name in preloads):
+        changes["distributed.client.preload"] = [*preloads, "recup.preload"]
     if dask.config.get("recup.run-directory", None) is None:
-        dask.config.set({"recup.run-directory": run_directory})
+        changes["recup.run-directory"] = run_directory
+    before = {name: dask.config.get(name, None) for name in changes}
+    dask.config.set(changes)
+
+    def undo() -> None:
+        dask.config.set(before)
+
+    return undo
 
 
 def _worker_details(worker: Any) -> dict[str, Any]:

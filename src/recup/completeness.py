@@ -1,0 +1,400 @@
+"""What of a run is missing: recup's own counts held against Dask's, and against each other.
+
+Covers every loss that can be known from the record: files, spools, counters, servers that
+were seen but not recorded, rows that found no counterpart.  It does not cover which cells
+of the map were meant to be collected (`recup.analyse`).
+
+Levels: ``loss`` (something is missing), ``warning`` (something may be missing, or cannot be
+checked), ``info`` (a fact the reader should know), ``ok`` (checked, and nothing is missing).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recup.store import Run
+
+Number = int | float | None
+LEVELS = ("loss", "warning", "info", "ok")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes
+    ----------
+    level : str
+        ``loss``, ``warning``, ``info`` or ``ok``.
+    subject : str
+        Server, table or check it is about.
+    statement : str
+        What was found, as a sentence.
+    numbers : dict
+        The numbers in it, by name.
+    """
+
+    level: str
+    subject: str
+    statement: str
+    numbers: dict[str, Number] = dataclasses.field(default_factory=dict)
+
+
+def completeness(run: Run) -> list[Finding]:
+    """Return everything that was checked, losses first.
+
+    From: spools, losses, workers, clients, task_runs, worker_lives, receptions, clock_samples
+    """
+    spools = [
+        dict(zip(relation.columns, row, strict=True))
+        for relation in [run.sql("select * from spools order by role, server_id, epoch")]
+        for row in relation.fetchall()
+    ]
+    findings: list[Finding] = []
+    if not spools:
+        findings.append(Finding("loss", "run", "No server recorded anything into this run."))
+    findings += _ends(spools)
+    findings += _files(spools)
+    findings += _row_counts(spools)
+    findings += _unwritten(spools)
+    findings += _counters(spools)
+    checks: tuple[Callable[[Run], list[Finding]], ...] = (_losses, _workers, _clients, _attempts, _clocks)
+    for check in checks:
+        findings += check(run)
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Return one line: ``complete``, ``complete but for ...`` (cannot be checked) or ``incomplete: ...``."""
+    losses = [finding for finding in findings if finding.level == "loss"]
+    warnings = [finding for finding in findings if finding.level == "warning"]
+    if losses:
+        return f"incomplete: {_first(losses)}"
+    if warnings:
+        return f"complete but for {_first(warnings)}"
+    return "complete"
+
+
+def _first(findings: Sequence[Finding]) -> str:
+    statement = findings[0].statement.rstrip(".")
+    rest = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+    lowered = statement[:1].lower() + statement[1:]
+    return f"{findings[0].subject}: {lowered}{rest}"
+
+
+def _name(spool: dict[str, Any]) -> str:
+    return f"{spool['server_id']}" + (f" (epoch {spool['epoch']})" if spool["epoch"] else "")
+
+
+# ---------------------------------------------------------------- spools
+
+
+def _ends(spools: list[dict[str, Any]]) -> list[Finding]:
+    """Whether each server's record ended in order."""
+    found = []
+    for spool in spools:
+        if spool["is_closed"] is None:
+            found.append(
+                Finding(
+                    "warning", _name(spool), "Its status is missing or damaged: whether all was written is not known."
+                )
+            )
+        elif spool["is_alive"] and not spool["is_closed"]:
+            found.append(Finding("info", _name(spool), "It is still recording."))
+        elif not spool["is_closed"]:
+            when = spool["last_sign_ns"]
+            found.append(
+                Finding(
+                    "loss",
+                    _name(spool),
+                    "Its record was cut off, as when a process is killed: rows of at most its last second are missing.",
+                    {"at_most_s": 1.0, "last_sign_s": None if when is None else when / 1e9},
+                )
+            )
+    closed = sum(spool["is_closed"] is True for spool in spools)
+    if spools and closed == len(spools):
+        found.append(
+            Finding("ok", "servers", f"The records of all {closed} servers ended in order.", {"server_count": closed})
+        )
+    return found
+
+
+def _files(spools: list[dict[str, Any]]) -> list[Finding]:
+    """Whether every file could be read to its end."""
+    found = []
+    for spool in spools:
+        for name, lost_bytes, reason in json.loads(spool["damages"]):
+            if lost_bytes is None:
+                found.append(Finding("info", _name(spool), f"{name} in its spool is {reason} and was not read."))
+            else:
+                found.append(
+                    Finding(
+                        "loss",
+                        _name(spool),
+                        f"The last {lost_bytes} bytes of {name} cannot be read ({reason}).",
+                        {"lost_bytes": lost_bytes},
+                    )
+                )
+    if spools and not any(finding.level == "loss" for finding in found):
+        count = sum(len(json.loads(spool["file_rows"])) for spool in spools)
+        found.append(Finding("ok", "files", f"All {count} files were read to their end.", {"file_count": count}))
+    return found
+
+
+def _row_counts(spools: list[dict[str, Any]]) -> list[Finding]:
+    """Whether files hold at least the rows their servers said they had written."""
+    found, total = [], 0
+    for spool in spools:
+        rows, said = json.loads(spool["file_rows"]), json.loads(spool["status_rows"])
+        total += sum(rows.values())
+        for table, count in said.items():
+            missing = int(count) - rows.get(table, 0)
+            if missing > 0:
+                found.append(
+                    Finding(
+                        "loss",
+                        _name(spool),
+                        f"{missing} of {int(count)} rows it wrote to {table} are not there.",
+                        {"missing_row_count": missing, "written_row_count": int(count)},
+                    )
+                )
+    if spools and not found:
+        found.append(Finding("ok", "rows", f"All {total} rows that servers wrote are there.", {"row_count": total}))
+    return found
+
+
+def _unwritten(spools: list[dict[str, Any]]) -> list[Finding]:
+    """Losses that not even a row of `losses` could be written of."""
+    found = []
+    for spool in spools:
+        for name, count in json.loads(spool["unwritten_losses"]).items():
+            kind, _, table = name.partition(":")
+            what = f"{int(count)} rows" if count >= 0 else "An unknown number of rows"
+            what += f" of {table}" if table else ""
+            found.append(
+                Finding(
+                    "loss",
+                    _name(spool),
+                    f"{what} {_KINDS.get(kind, kind)}; this could only be noted in its status.",
+                    {"lost_row_count": int(count) if count >= 0 else None},
+                )
+            )
+    return found
+
+
+def _counters(spools: list[dict[str, Any]]) -> list[Finding]:
+    """Whether recup counted what Dask counted."""
+    found, equal = [], 0
+    for spool in spools:
+        counters = json.loads(spool["counters"])
+        for name, by_dask in counters.items():
+            if not name.endswith("_dask"):
+                continue
+            what = name.removesuffix("_dask")
+            recorded = counters.get(f"{what}_recorded", 0) + counters.get(f"{what}_compound", 0)
+            if recorded == by_dask:
+                equal += 1
+                continue
+            numbers: dict[str, Number] = {"dask_count": by_dask, "recorded_count": recorded}
+            told = f"Dask counted {by_dask:g} {what.replace('_', ' ')} and recup {recorded:g}"
+            if spool["is_closed"]:
+                found.append(Finding("loss" if recorded < by_dask else "warning", _name(spool), f"{told}.", numbers))
+            else:
+                found.append(
+                    Finding(
+                        "info", _name(spool), f"{told} when it last told; its record did not end in order.", numbers
+                    )
+                )
+    if equal:
+        found.append(
+            Finding("ok", "counters", f"recup counted what Dask counted, in {equal} counts.", {"equal_count": equal})
+        )
+    return found
+
+
+# ---------------------------------------------------------------- tables
+
+_KINDS = {
+    "dropped": "were dropped",
+    "degraded": "were kept in part",
+    "hook_failed": "are missing because a hook failed",
+    "hook_disabled": "are missing because a hook was switched off",
+    "not_captured": "were not captured",
+    "gap": "are missing in a gap",
+    "write_failed": "could not be written",
+    "damaged": "are in a damaged part of a file",
+}
+
+_LOSSES_SQL = """
+select
+    server_id,
+    kind,
+    "table",
+    count(*) as loss_count,
+    coalesce(sum(row_count), 0)::bigint as row_count,
+    count(*) filter (row_count is null) as uncounted_count,
+    arg_max(detail, time_ns) as detail
+from raw.losses
+group by all
+order by row_count desc, server_id, kind, "table"
+"""
+
+
+def _losses(run: Run) -> list[Finding]:
+    """What servers themselves said they lost."""
+    found = []
+    for server_id, kind, table, loss_count, row_count, uncounted, detail in run.sql(_LOSSES_SQL).fetchall():
+        if kind == "damaged":
+            continue
+        what = (
+            f"{row_count} rows"
+            if row_count and not uncounted
+            else f"At least {row_count} rows"
+            if row_count
+            else "Rows"
+        )
+        found.append(
+            Finding(
+                "warning" if kind == "degraded" else "loss",
+                server_id,
+                f"{what}{f' of {table}' if table else ''} {_KINDS.get(kind, kind)}: {detail}",
+                {"lost_row_count": row_count if row_count or not uncounted else None, "loss_count": loss_count},
+            )
+        )
+    if not found:
+        found.append(Finding("ok", "losses", "No server reported a loss."))
+    return found
+
+
+_WORKERS_SQL = """
+select worker_id, address, ended, is_captured
+from worker_lives
+order by worker_id, address
+"""
+
+
+def _workers(run: Run) -> list[Finding]:
+    """Whether every worker that a scheduler saw recorded, and a scheduler for every worker."""
+    lives = run.sql(_WORKERS_SQL).fetchall()
+    missing = [worker_id or address for worker_id, address, _, is_captured in lives if not is_captured]
+    found = [
+        Finding(
+            "loss", name, "The scheduler saw this worker, and nothing of its own record is here: it was not captured."
+        )
+        for name in missing
+    ]
+    if lives and not missing:
+        found.append(
+            Finding("ok", "workers", f"All {len(lives)} workers that were seen recorded.", {"worker_count": len(lives)})
+        )
+    for worker_id, address, ended, _ in lives:
+        if ended.startswith("signal"):
+            found.append(Finding("info", worker_id or address, f"Its process was ended by {ended}."))
+    if not run.sql("from servers where role = 'scheduler' and is_captured").fetchall():
+        found.append(Finding("loss", "scheduler", "No scheduler recorded into this run."))
+    return found
+
+
+_CLIENTS_SQL = """
+select distinct client
+from raw.clients
+where client <> 'fire-and-forget'
+    and not exists (select 1 from spools where role = 'client' and server_id = client)
+order by client
+"""
+
+
+def _clients(run: Run) -> list[Finding]:
+    """Whether every client that a scheduler saw recorded."""
+    missing = [row[0] for row in run.sql(_CLIENTS_SQL).fetchall()]
+    if not missing:
+        return [Finding("ok", "clients", "All clients that were seen recorded.")]
+    return [
+        Finding(
+            "loss",
+            name,
+            "The scheduler saw this client, and it did not record: its graphs before optimization are missing.",
+        )
+        for name in missing
+    ]
+
+
+_ATTEMPTS_SQL = """
+select
+    count(*) as attempt_count,
+    count(*) filter (outcome = 'unknown') as unknown_count,
+    count(*) filter (outcome = 'running_at_end') as running_count,
+    count(*) filter (assigned_s is null) as unassigned_count,
+    count(*) filter (
+        received_s is null and executing_s is null and outcome in ('memory', 'error')
+        and worker_id in (select server_id from spools)
+    ) as untold_count
+from task_runs
+"""
+
+
+def _attempts(run: Run) -> list[Finding]:
+    """Whether what scheduler and workers say of attempts goes together."""
+    attempts, unknown, running, unassigned, untold = run.sql(_ATTEMPTS_SQL).fetchall()[0]
+    found = []
+    sentences = (
+        ("warning", unknown, "the outcome is not known"),
+        ("info", running, "nothing ended them before the record ended"),
+        ("warning", unassigned, "workers tell and the scheduler does not: it recorded nothing of their assignment"),
+        ("warning", untold, "the scheduler took the end and the worker recorded nothing of them, though it recorded"),
+    )
+    for level, count, sentence in sentences:
+        if count:
+            found.append(
+                Finding(level, "attempts", f"Of {count} of {attempts} attempts {sentence}.", {"attempt_count": count})
+            )
+    if attempts and not any(finding.level == "warning" for finding in found):
+        found.append(
+            Finding(
+                "ok", "attempts", f"All {attempts} attempts are known from both sides.", {"attempt_count": attempts}
+            )
+        )
+    return found
+
+
+_JUMPS_SQL = """
+with steps as (
+    select
+        server_id,
+        (time_ns - lag(time_ns) over in_order) - (monotonic_ns - lag(monotonic_ns) over in_order) as jump_ns
+    from raw.clock_samples
+    window in_order as (partition by server_id order by monotonic_ns)
+)
+select server_id, arg_max(jump_ns, abs(jump_ns)) / 1e9 as largest_s, count(*) as jump_count
+from steps
+where abs(jump_ns) > 10_000_000
+group by server_id
+order by server_id
+"""
+
+
+def _clocks(run: Run) -> list[Finding]:
+    """Whether wall clocks went on evenly, and are known against the scheduler's."""
+    found = [
+        Finding(
+            "warning",
+            server_id,
+            f"Its wall clock jumped {count} times, by {largest:+.3f} s at most: times around are off by that much.",
+            {"jump_count": count, "largest_jump_s": largest},
+        )
+        for server_id, largest, count in run.sql(_JUMPS_SQL).fetchall()
+    ]
+    unknown = run.sql("select server_id from clocks where basis = 'unknown' and role = 'worker' order by 1").fetchall()
+    found += [
+        Finding(
+            "info", server_id, "How its clock stands to the scheduler's is not known; its times are taken as they are."
+        )
+        for (server_id,) in unknown
+    ]
+    if not found:
+        found.append(Finding("ok", "clocks", "No clock jumped."))
+    return found
