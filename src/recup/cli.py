@@ -367,12 +367,11 @@ def check_verb(run: str, as_json: bool) -> None:
 
     with _opened(run) as opened:
         findings, name = completeness(opened), opened.run_id
-    judged = verdict(findings)
     document = finding_rows(findings)
     if as_json:
-        print_json({"run_id": name, "verdict": judged, "findings": document})
+        print_json({"run_id": name, "verdict": verdict(findings), "findings": document})
     else:
-        check_page(Page(), name, judged, document)
+        check_page(Page(), name, document)
     if any(f.level == "loss" for f in findings):
         sys.exit(INCOMPLETE)
 

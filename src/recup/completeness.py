@@ -235,7 +235,7 @@ select
     kind,
     "table",
     count(*) as loss_count,
-    coalesce(sum(row_count), 0)::bigint as row_count,
+    coalesce(sum(row_count), 0) as row_count,
     count(*) filter (row_count is null) as uncounted_count,
     arg_max(detail, time_ns) as detail
 from raw.losses
@@ -365,11 +365,12 @@ _JUMPS_SQL = """
 with steps as (
     select
         server_id,
-        (time_ns - lag(time_ns) over in_order) - (monotonic_ns - lag(monotonic_ns) over in_order) as jump_ns
+        (time_ns::hugeint - lag(time_ns) over in_order)
+            - (monotonic_ns::hugeint - lag(monotonic_ns) over in_order) as jump_ns
     from raw.clock_samples
     window in_order as (partition by server_id order by monotonic_ns)
 )
-select server_id, arg_max(jump_ns, abs(jump_ns)) / 1e9 as largest_s, count(*) as jump_count
+select server_id, arg_max(jump_ns, abs(jump_ns))::double / 1e9 as largest_s, count(*) as jump_count
 from steps
 where abs(jump_ns) > 10_000_000
 group by server_id

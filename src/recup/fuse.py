@@ -267,13 +267,13 @@ with moments as (
 select
     (select min(first_ns) / 1e9 from moments) as started_s,
     (select max(last_ns) / 1e9 from moments) as ended_s,
-    (select (max(last_ns) - min(first_ns)) / 1e9 from moments) as wall_s,
+    (select (max(last_ns)::hugeint - min(first_ns))::double / 1e9 from moments) as wall_s,
     min(assigned_s) as first_task_s,
     max(ended_s) as last_task_s,
     (select count(*) from servers where role = 'scheduler') as scheduler_count,
     (select count(*) from worker_lives) as worker_count,
     (select count(*) from worker_lives where is_captured) as worker_captured_count,
-    (select coalesce(sum(thread_count), 0)::bigint from worker_lives) as thread_count,
+    (select coalesce(try_cast(sum(thread_count) as bigint), 0) from worker_lives) as thread_count,
     (select count(*) from seen_clients) as client_count,
     (select count(distinct host_id) from raw.processes) as host_count,
     (select count(*) from raw.submissions) as submission_count,
@@ -282,8 +282,8 @@ select
     {", ".join(f"count(*) filter (outcome = '{name}') as {name}_count" for name in OUTCOMES)},
     sum(compute_s) as compute_s,
     (select count(*) from transfers_distinct) as transfer_count,
-    (select coalesce(sum(nbytes), 0)::bigint from transfers_distinct) as transfer_bytes,
-    (select coalesce(sum(memory_bytes), 0)::bigint from raw.spills where direction = 'spill') as spilled_bytes,
+    (select coalesce(try_cast(sum(nbytes) as bigint), 0) from transfers_distinct) as transfer_bytes,
+    (select coalesce(try_cast(sum(memory_bytes) as bigint), 0) from raw.spills where direction = 'spill') as spilled_bytes,
     (select count(*) from raw.losses) as loss_count
 from task_runs
 """,

@@ -130,7 +130,10 @@ with delays as (
 ), aligned as (
     select
         *,
-        case when basis in ('scheduler', 'same host') then 0.0 when basis = 'scheduler_delay' then middle_s end as offset_s
+        case
+            when basis in ('scheduler', 'same host') then 0.0
+            when basis = 'scheduler_delay' then middle_s
+        end as offset_s
     from based
 )
 select

@@ -17,6 +17,7 @@ Row = Mapping[str, Any]
 
 _PREFIXES_SHOWN = 15
 _LINES_SHOWN = 5
+_FINDINGS_SHOWN = 8
 _SURE_S = 1e-5
 """Moments known at least so well are shown without a mark."""
 
@@ -77,16 +78,23 @@ def info_page(page: Page, document: Mapping[str, Any]) -> None:
 
 
 def _completeness_lines(page: Page, completeness: Mapping[str, Any]) -> None:
-    """Print the verdict and what is missing; what is in order is for `recup check`."""
+    """Print what is missing; what is in order is for `recup check`."""
     findings = completeness["findings"]
     bad = [finding for finding in findings if finding["level"] in ("loss", "warning")]
-    page.statements([_verdict_line(completeness["verdict"], findings)])
-    page.statements((f["level"], f"{f['subject']}: {f['statement']}") for f in bad)
+    page.statements([_judgement(findings)])
+    page.statements((f["level"], f"{f['subject']}: {f['statement']}") for f in bad[:_FINDINGS_SHOWN])
+    _note(page, _more(bad, "finding", _FINDINGS_SHOWN))
 
 
-def _verdict_line(verdict: str, findings: Sequence[Row]) -> tuple[str, str]:
-    word = "incomplete" if any(finding["level"] == "loss" for finding in findings) else "complete"
-    return word, verdict
+def _judgement(findings: Sequence[Row]) -> tuple[str, str]:
+    """Return in a word and a sentence whether something is missing."""
+    losses, warnings = (sum(each["level"] == level for each in findings) for level in ("loss", "warning"))
+    doubts = f"{plural(warnings, 'thing')} could not be told for sure"
+    if losses:
+        return "incomplete", f"{plural(losses, 'loss')} known" + (f"; {doubts}" if warnings else "")
+    if warnings:
+        return "complete", f"as far as can be told: {doubts}"
+    return "complete", f"{plural(len(findings), 'check')} found nothing missing"
 
 
 def _what_ran(page: Page, document: Mapping[str, Any]) -> None:
@@ -281,11 +289,11 @@ def _logs(page: Page, logs: Sequence[Row]) -> None:
 # ---------------------------------------------------------------- check
 
 
-def check_page(page: Page, run_id: str, verdict: str, findings: Sequence[Row]) -> None:
+def check_page(page: Page, run_id: str, findings: Sequence[Row]) -> None:
     """Print the completeness statement: the worst first."""
     page.title(f"completeness of run {run_id}")
     page.blank()
-    page.statements([_verdict_line(verdict, findings)])
+    page.statements([_judgement(findings)])
     page.blank()
     order = ("loss", "warning", "info", "ok")
     ranked = sorted(findings, key=lambda f: order.index(f["level"]) if f["level"] in order else len(order))

@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -96,14 +97,15 @@ class TableWriter:
         )
 
 
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """Return numbers that order a column: texts in the order of their dictionary, nulls first."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):
         array = array.indices
-    return array.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes: npt.NDArray[np.int64] = array.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes
 
 
 def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> str:

@@ -27,7 +27,15 @@ import pyarrow.parquet as pq
 from recup.errors import RunDamaged, RunTooNew
 from recup.parquet_writing import TableWriter
 from recup.schema import TABLES
-from recup.spool_files import Damage, Scan, SpoolDirectory, StreamFile, find_spools, written_by_newer
+from recup.spool_files import (
+    Damage,
+    Scan,
+    SpoolDirectory,
+    StreamFile,
+    find_spools,
+    order_values,
+    written_by_newer,
+)
 from recup.storage import KEY_SCHEMA, KeyNumbers, StoredColumn, keys_to_stored, merge_column, stored_schema, to_stored
 
 _UNIT_ROWS = 16_384
@@ -101,26 +109,17 @@ def _merged(streams: Sequence[_Stream], column: str | None, pool_rows: int) -> I
 
 def _split(tables: list[pa.Table], column: str, below: int | None) -> tuple[pa.Table, pa.Table]:
     rows = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    values = order_values(rows.column(column))
+    values = order_values(rows.column(column).combine_chunks())
     order = np.argsort(values, kind="stable")
     count = len(order) if below is None else int(np.searchsorted(values[order], below))
     return rows.take(pa.array(order[:count])), rows.take(pa.array(order[count:]))
-
-
-def order_values(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return a merge column as whole nanoseconds; null and what is no number come first."""
-    if pa.types.is_floating(column.type):
-        seconds = np.nan_to_num(pc.fill_null(column, 0.0).to_numpy(), posinf=0.0, neginf=0.0)
-        return (np.clip(seconds, -9e9, 9e9) * 1e9).astype(np.int64)
-    values: npt.NDArray[np.int64] = pc.fill_null(column, 0).to_numpy()
-    return values
 
 
 def _units(scan: Scan, skip: int) -> list[tuple[int, int]]:
     """Group the batches of a scan, after `skip` rows, into units worth handling at once."""
     units: list[tuple[int, int]] = []
     rows, first = 0, None
-    for count, lowest, _ in scan.batches:
+    for count, lowest in scan.batches:
         taken = max(count - max(skip, 0), 0)
         skip -= count
         if taken:
@@ -442,7 +441,7 @@ def _sealed_stream(path: Path, column: str | None) -> _Stream:
     for group in range(file.num_row_groups):
         first = 0
         if column is not None:
-            first = int(order_values(file.read_row_group(group, columns=[column]).column(0)).min())
+            first = int(order_values(file.read_row_group(group, columns=[column]).column(0).combine_chunks()).min())
         units.append((file.metadata.row_group(group).num_rows, first))
     return _Stream(path.name, units, (file.read_row_group(group) for group in range(file.num_row_groups)))
 

@@ -149,7 +149,7 @@ def verify(path: Path, row_count: int) -> int:
     _sync(path)
     file = open_parquet(path)
     try:
-        found = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
+        found: int = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
     except (pa.ArrowException, OSError) as reason:
         raise RunDamaged(f"{path} cannot be read back: {reason}. The spool is kept; try again.") from reason
     if found != row_count:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from recup.schema import TABLES, VERSION, Column
@@ -54,15 +56,15 @@ class Damage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scan:
-    """What one pass over a stream found: whole batches as (rows, earliest and latest value of the sort column)."""
+    """What one pass over a stream found: whole batches as (rows, earliest value of the sort column)."""
 
-    batches: tuple[tuple[int, int, int], ...]
+    batches: tuple[tuple[int, int], ...]
     damage: Damage | None
 
     @property
     def row_count(self) -> int:
         """Rows in complete batches."""
-        return sum(rows for rows, _, _ in self.batches)
+        return sum(rows for rows, _ in self.batches)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,16 +115,27 @@ class StreamFile:
         return pa.OSFile(str(self.path)).get_stream(0, self.size_bytes)
 
     def scan(self, sort: str | None = None) -> Scan:
-        """Read the stream once for its row counts, the range of its sort column and its damage."""
-        found: list[tuple[int, int, int]] = []
+        """Read the stream once for its row counts, the earliest value of its sort column and its damage."""
+        found: list[tuple[int, int]] = []
         damage: list[Damage] = []
         for batch in self.batches(damage):
-            lowest = highest = 0
+            lowest = 0
             if sort is not None and batch.num_rows:
-                times = batch.column(batch.schema.get_field_index(sort)).fill_null(0).to_numpy(zero_copy_only=False)
-                lowest, highest = int(times.min()), int(times.max())
-            found.append((batch.num_rows, lowest, highest))
+                index = batch.schema.get_field_index(sort)
+                lowest = int(order_values(batch.column(index)).min()) if index >= 0 else 0
+            found.append((batch.num_rows, lowest))
         return Scan(tuple(found), damage[0] if damage else None)
+
+
+def order_values(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Return a column of times as whole nanoseconds; null and what is no number come first."""
+    if pa.types.is_floating(column.type):
+        seconds = column.fill_null(0.0).to_numpy(zero_copy_only=False)
+        seconds = np.clip(np.nan_to_num(seconds, posinf=0.0, neginf=0.0), -9e9, 9e9)
+        values: npt.NDArray[np.int64] = (seconds * 1e9).astype(np.int64)
+    else:
+        values = column.fill_null(0).to_numpy(zero_copy_only=False)
+    return values
 
 
 def _check_types(schema: pa.Schema, columns: tuple[Column, ...]) -> None:

@@ -71,7 +71,7 @@ _STOPS = {
 }
 _STIMULUS = r"^(?s:(?P<cause>.*))-(?P<time>[1-9][0-9]{9,10}\.[0-9]{1,7})$"
 _TOKEN = r"^(?s:(?P<before>.*?))(?P<token>[0-9a-f]{32})(?s:(?P<after>.*))$"
-_EXTREME = 1 << 62
+_EXTREME = 1 << 61
 """A run id this large is no run id and is stored as null: its distance might not fit."""
 
 

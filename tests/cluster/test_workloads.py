@@ -159,7 +159,8 @@ def stolen(run):
 
 def restarted(run):
     assert len(spools(run, "worker")) == 4
-    assert [row["action"] for row in rows(run, "scheduler", "events") if row["topic"] == "recup"] == ["restart"]
+    actions = [row["action"] for row in rows(run, "scheduler", "events") if row["topic"] == "recup"]
+    assert actions == ["recording", "restart", "ended"]
 
 
 def spilled(run):
