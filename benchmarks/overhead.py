@@ -89,7 +89,15 @@ def cluster(directory):
 
     start("distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
     for _ in range(2):
-        start("distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--scheduler-file", str(file))
+        start(
+            "distributed.cli.dask_worker",
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+            "--scheduler-file",
+            str(file),
+        )
     try:
         with Client(scheduler_file=str(file), timeout=60) as client:
             client.wait_for_workers(2)
@@ -211,7 +219,9 @@ def report_cpu(samples, arm, workload, size):
         return
     count = pairs[0][0]["tasks"]
     print(f"\n{workload}: {count} tasks, {arm} against none, {len(pairs)} pairs")
-    print(f"  {'CPU':<12}{'none':>12}{arm[-10:]:>12}{'added':>12}{'per task':>12}{'ratio':>9}   middle half of the pairs")
+    print(
+        f"  {'CPU':<12}{'none':>12}{arm[-10:]:>12}{'added':>12}{'per task':>12}{'ratio':>9}   middle half of the pairs"
+    )
     for name in ("scheduler", "worker", "client"):
         field = f"{name}_cpu_s"
         added = sorted((b[field] - a[field]) / count * 1e6 for a, b in pairs)

@@ -42,7 +42,13 @@ def dictionary_page() -> str:
         for each in (entry for entry in entries if entry["kind"] == kind):
             step = f" *Step {each['step']}.*" if each["step"] else ""
             rows = [
-                (f"`{c['name']}`", f"`{c['type']}`" if c["type"] else "", c["unit"] or "", c["meaning"], c["null"] or "")
+                (
+                    f"`{c['name']}`",
+                    f"`{c['type']}`" if c["type"] else "",
+                    c["unit"] or "",
+                    c["meaning"],
+                    c["null"] or "",
+                )
                 for c in each["columns"]
             ]
             kept = [place for place in range(5) if place in (0, 3) or any(row[place] for row in rows)]

@@ -122,7 +122,9 @@ def _describe_launch(run_directory: Path, script: str | None) -> Any:
         from recup.spool import Spool
 
         spool = Spool(run_directory, "launcher", f"Launcher-{run_directory.name}")
-        spool.describing = host.record_process_in_background(spool, role="launcher", run_directory=run_directory, script=script)
+        spool.describing = host.record_process_in_background(
+            spool, role="launcher", run_directory=run_directory, script=script
+        )
         return spool
     except Exception as reason:  # noqa: BLE001 - the program runs already and must be waited for
         sys.stderr.write(f"recup: the launch itself is not recorded: {reason!r}\n")

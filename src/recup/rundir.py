@@ -104,7 +104,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
     except FileNotFoundError:
         if not (path / "spool").is_dir() and not (path / "tables").is_dir():
-            raise RunNotFound(f"{path} is not a run: it holds no run.json, spool or tables. `recup ls` lists runs.") from None
+            raise RunNotFound(
+                f"{path} is not a run: it holds no run.json, spool or tables. `recup ls` lists runs."
+            ) from None
         return {"run_id": path.name, "schema_version": VERSION, "state": "unknown", "sealed": False}
     except (OSError, ValueError) as reason:
         raise RunDamaged(f"{file} cannot be read: {reason}. Move it away to open the run without it.") from reason

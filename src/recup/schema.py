@@ -305,7 +305,9 @@ class ClientSubmission(NamedTuple):
     expression: Annotated[str, Column("Class of the expression sent", category=True)]
     wanted_key_count: Annotated[int, Column("Keys the client asked for")]
     first_key: Annotated[Key | None, Column("The first of the keys asked for", null="none, or could not be read")]
-    keys_digest: Annotated[str | None, Column("Digest of the keys asked for; joins `submissions`", null="too many keys")]
+    keys_digest: Annotated[
+        str | None, Column("Digest of the keys asked for; joins `submissions`", null="too many keys")
+    ]
     layer_count: Annotated[int | None, Column("Layers before optimization", null="not a layered graph")]
     task_count: Annotated[int | None, Column("Tasks before optimization", null="not known without materialising")]
     annotations: Annotated[str | None, Column("JSON: annotations in force", null=_JSON_NULL)]
@@ -343,7 +345,9 @@ class Layer(NamedTuple):
     collection_type: Annotated[str | None, Column("Class of the collection", category=True, null="not a collection")]
     shape: Annotated[str | None, Column("JSON list; null entries are unknown lengths", null="has none")]
     dtype: Annotated[str | None, Column("dtype or JSON of column dtypes", category=True, null="has none")]
-    chunks: Annotated[str | None, Column("JSON: chunk sizes per axis or partition count, cut when long", null="has none")]
+    chunks: Annotated[
+        str | None, Column("JSON: chunk sizes per axis or partition count, cut when long", null="has none")
+    ]
     annotations: Annotated[str | None, Column("JSON: annotations of the layer", null=_JSON_NULL)]
     details: Annotated[str | None, Column("JSON: further facts of the layer", null=_JSON_NULL)]
 
@@ -357,12 +361,18 @@ class Submission(NamedTuple):
     client: Annotated[str | None, Column("Client id", category=True, null="tasks that were there before recup")]
     stimulus_id: Annotated[str, Column("Stimulus of the update")]
     wanted_key_count: Annotated[int, Column("Keys the client asked for")]
-    keys_digest: Annotated[str | None, Column("Digest of the keys asked for; joins `client_submissions`", null="too many keys")]
+    keys_digest: Annotated[
+        str | None, Column("Digest of the keys asked for; joins `client_submissions`", null="too many keys")
+    ]
     task_count: Annotated[int, Column("Tasks the graph touches, known ones included")]
-    new_task_count: Annotated[int, Column("Tasks of it that are rows of `tasks`: new ones, and released ones run again")]
+    new_task_count: Annotated[
+        int, Column("Tasks of it that are rows of `tasks`: new ones, and released ones run again")
+    ]
     span_id: Annotated[str | None, Column("Span of the tasks", null="spans not available")]
     span: Annotated[str | None, Column("JSON list: names of the span", null="spans not available")]
-    annotations: Annotated[str | None, Column("JSON: names of the annotations given, with task counts", null=_JSON_NULL)]
+    annotations: Annotated[
+        str | None, Column("JSON: names of the annotations given, with task counts", null=_JSON_NULL)
+    ]
     capture_duration_ns: Annotated[int, Column("Time recup held the scheduler to read the graph", unit="ns")]
 
 
@@ -377,7 +387,9 @@ class Task(NamedTuple):
     key: Annotated[Key, _KEY]
     prefix: Annotated[str, Column("Dask's task prefix", category=True)]
     group: Annotated[str, Column("Dask's task group", category=True)]
-    function: Annotated[str | None, Column("Name of the function it calls", category=True, null="data, alias or not found")]
+    function: Annotated[
+        str | None, Column("Name of the function it calls", category=True, null="data, alias or not found")
+    ]
     priority_user: Annotated[float | None, Column("User part of the priority, Dask's sign", null="not a number")]
     priority_generation: Annotated[int | None, Column("Generation part of the priority", null="not an integer")]
     priority_order: Annotated[int | None, Column("Order within the graph", null="not an integer")]
@@ -425,7 +437,9 @@ class SchedulerTransition(NamedTuple):
         str | None,
         Column("Worker it was sent to or came from", category=True, null="neither to nor from processing"),
     ]
-    run_id: Annotated[int, Column("Attempt; joins the worker's rows", null="neither to nor from processing", null_value=-1)]
+    run_id: Annotated[
+        int, Column("Attempt; joins the worker's rows", null="neither to nor from processing", null_value=-1)
+    ]
 
 
 @table("results", step=3, sort=("time_ns",))
@@ -441,10 +455,14 @@ class Result(NamedTuple):
     run_id: Annotated[int, Column("Attempt", null="not known to the observer", null_value=-1)]
     outcome: Annotated[str, Column("State reached: memory, error, erred, rescheduled, cancelled, ...", category=True)]
     worker: Annotated[str | None, Column("Worker that ran it", category=True, null="not told")]
-    thread: Annotated[int, Column("threading.get_ident() of its thread", null="ran on the event loop or not told", null_value=-1)]
+    thread: Annotated[
+        int, Column("threading.get_ident() of its thread", null="ran on the event loop or not told", null_value=-1)
+    ]
     nbytes: Annotated[int, Column("Size of the result by Dask's sizeof", unit="bytes", null="no result", null_value=-1)]
     typename: Annotated[str | None, Column("Type of the result", category=True, null="no result")]
-    compute_start_s: Annotated[float | None, Column("Start of the computation, Dask's clock", unit="s", null="not told")]
+    compute_start_s: Annotated[
+        float | None, Column("Start of the computation, Dask's clock", unit="s", null="not told")
+    ]
     compute_stop_s: Annotated[float | None, Column("Stop of the computation, Dask's clock", unit="s", null="not told")]
     scheduler_delay_s: Annotated[
         float | None, Column("Shift that the two times carry", unit="s", null="seen at the scheduler: not known there")
@@ -622,8 +640,12 @@ class Spill(NamedTuple):
     time_ns: Annotated[int, _TIME]
     key: Annotated[Key, _KEY]
     direction: Annotated[str, Column("spill (to disk) or unspill (back)", category=True)]
-    memory_bytes: Annotated[int, Column("Size in memory by Dask's sizeof", unit="bytes", null="not told", null_value=-1)]
-    disk_bytes: Annotated[int, Column("Size on disk", unit="bytes", null="not told, or no longer on disk", null_value=-1)]
+    memory_bytes: Annotated[
+        int, Column("Size in memory by Dask's sizeof", unit="bytes", null="not told", null_value=-1)
+    ]
+    disk_bytes: Annotated[
+        int, Column("Size on disk", unit="bytes", null="not told, or no longer on disk", null_value=-1)
+    ]
 
 
 @table("fine_metrics", step=4, sort=("time_ns",))

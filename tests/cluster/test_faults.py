@@ -131,7 +131,9 @@ def test_a_terminated_worker_is_seen_and_the_workload_goes_on(start):
     _, worker, _ = program.pids()
     os.kill(worker, signal.SIGTERM)
     assert program.end() == 0
-    assert (worker, signal.SIGTERM) in [(row["pid"], row["signal"]) for row in rows(program.run, "nanny", "process_ends")]
+    assert (worker, signal.SIGTERM) in [
+        (row["pid"], row["signal"]) for row in rows(program.run, "nanny", "process_ends")
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -217,7 +219,9 @@ def test_a_killed_scheduler_process_leaves_all_but_its_last_second(tmp_path, cli
 
     thread = threading.Thread(target=kill_soon)
     thread.start()
-    run, code = record(tmp_path, "import logging\nlogging.disable()\n" + "from dask import config\n" + REMOTE_UNTIL_LOST, str(file))
+    run, code = record(
+        tmp_path, "import logging\nlogging.disable()\n" + "from dask import config\n" + REMOTE_UNTIL_LOST, str(file)
+    )
     thread.join()
     assert code == 7
     assert killed[0] - last_time_ns(run, "scheduler", "scheduler_transitions") < 1_000_000_000
@@ -245,7 +249,9 @@ def test_preloading_recup_in_the_scheduler_is_enough(tmp_path):
         [*dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file), "--preload", "recup.preload"],
         env=environment, **common,
     )  # fmt: skip
-    worker = subprocess.Popen([*dask, "worker", "--no-dashboard", "--nthreads", "1", "--scheduler-file", str(file)], **common)
+    worker = subprocess.Popen(
+        [*dask, "worker", "--no-dashboard", "--nthreads", "1", "--scheduler-file", str(file)], **common
+    )
     try:
         script = write_program(tmp_path / "program.py", REMOTE.replace("wait_for_workers(2)", "wait_for_workers(1)"))
         done = subprocess.run([sys.executable, str(script), str(file), "2"], capture_output=True, text=True, timeout=60)

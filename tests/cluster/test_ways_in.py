@@ -1,7 +1,7 @@
 """Every way to begin a recording, and what it leaves behind when it ends."""
 
-import os
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,7 +129,9 @@ def test_preloads_of_the_user_stay_and_come_first(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__PRELOAD", "['mine']")
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "['mine']")
     with dask.config.set({"distributed.scheduler.preload": ["mine"]}):
-        run, code = record(tmp_path, "with local(n_workers=1) as c, Client(c) as client: print(client.submit(inc, 1).result())")
+        run, code = record(
+            tmp_path, "with local(n_workers=1) as c, Client(c) as client: print(client.submit(inc, 1).result())"
+        )
     assert code == 0
     assert set(capfd.readouterr().out.split("\n")) >= {"mine Scheduler", "mine Worker", "2"}
     assert rows(run, "worker", "receptions")
@@ -155,7 +157,14 @@ def test_recording_survives_workers_that_cannot_import_recup(tmp_path):
     """
     script = write_program(tmp_path / "program.py", program)
     command = [sys.executable, "-m", "recup", "run", "--quiet", "--no-seal", "--root", "runs", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert spools(run, "worker") == []

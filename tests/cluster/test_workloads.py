@@ -146,14 +146,18 @@ def retried(run):
     failures = {(row["key"], row["run_id"]) for row in rows(run, "worker", "errors")}
     assert len(failures) == 15
     assert len(rows(run, "scheduler", "errors")) == 5
-    assert {row["exception_text"] for row in rows(run, "worker", "errors")} == {f"ValueError('no {n}')" for n in range(5)}
+    assert {row["exception_text"] for row in rows(run, "worker", "errors")} == {
+        f"ValueError('no {n}')" for n in range(5)
+    }
 
 
 def stolen(run):
     decisions = [row["decision"] for row in rows(run, "scheduler", "steals")]
     assert decisions.count("confirm") >= 1
     received = {(row["key"], row["run_id"]) for row in rows(run, "worker", "receptions")}
-    confirmed = {(row["key"], row["run_id"]) for row in rows(run, "scheduler", "steals") if row["decision"] == "confirm"}
+    confirmed = {
+        (row["key"], row["run_id"]) for row in rows(run, "scheduler", "steals") if row["decision"] == "confirm"
+    }
     assert confirmed <= received
 
 

@@ -47,7 +47,11 @@ def rooms_imported(path):
     found = set()
     for module in imports(path):
         parts = module.split(".")
-        if parts[0] == "recup" and len(parts) > 1 and ((SOURCE / parts[1]).is_dir() or (SOURCE / f"{parts[1]}.py").is_file()):
+        if (
+            parts[0] == "recup"
+            and len(parts) > 1
+            and ((SOURCE / parts[1]).is_dir() or (SOURCE / f"{parts[1]}.py").is_file())
+        ):
             found.add(parts[1])
     return found
 
@@ -68,7 +72,9 @@ def test_a_module_imports_only_the_rooms_it_stands_on(path):
         assert not used & {"cli", "doctor"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in CAPTURE_SIDE], ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) in CAPTURE_SIDE], ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_the_capture_side_imports_no_analysis_library(path):
     assert not {module.split(".")[0] for module in imports(path)} & HEAVY
 

@@ -63,7 +63,9 @@ class RecupNanny(NannyPlugin):
         """See each exit of the worker process, and the reason of each kill by the nanny."""
         on_exit, kill = getattr(nanny, "_on_worker_exit_sync", None), nanny.kill
         if on_exit is None:
-            self._spool.lose("not_captured", "process_ends", "this Dask's nanny does not tell exits where recup listens")
+            self._spool.lose(
+                "not_captured", "process_ends", "this Dask's nanny does not tell exits where recup listens"
+            )
             return
 
         def exited(exit_code: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import cloudpickle
 
-_LOADER = '''
+_LOADER = """
 def load(kind, run_directory, scheduler_id):
     try:
         if kind == "worker":
@@ -26,7 +26,7 @@ def load(kind, run_directory, scheduler_id):
         plugin = (WorkerPlugin if kind == "worker" else NannyPlugin)()
         plugin.name = "recup"
         return plugin
-'''
+"""
 
 
 class _Packed:
@@ -43,4 +43,5 @@ def packed_plugin(kind: str, run_directory: str, scheduler_id: str) -> bytes:
     # A module name that cannot be imported makes cloudpickle send the function itself.
     namespace: dict[str, Any] = {"__name__": "_recup_loader"}
     exec(_LOADER, namespace)
-    return cloudpickle.dumps(_Packed(namespace["load"], (kind, run_directory, scheduler_id)))
+    packed: bytes = cloudpickle.dumps(_Packed(namespace["load"], (kind, run_directory, scheduler_id)))
+    return packed

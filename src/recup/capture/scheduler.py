@@ -24,8 +24,8 @@ from recup.capture.graphs import keys_digest
 from recup.capture.plugins import packed_plugin
 from recup.capture.redaction import redacted_text
 from recup.capture.sampling import Sampler, process_samples, scheduler_samples
-from recup.capture.text import json_text
 from recup.capture.taskgraph import graph_reader
+from recup.capture.text import json_text
 from recup.schema import Client, Event, Steal, Submission, Worker
 from recup.spool import Spool, key_text
 
@@ -129,7 +129,15 @@ class RecupScheduler(SchedulerPlugin):
     # ------------------------------------------------------------ hooks, bound in _set_hooks
 
     def _update_graph(
-        self, scheduler: Any, *, client: Any, keys: Any, tasks: Any, stimulus_id: str = "", annotations: Any = None, **_: Any
+        self,
+        scheduler: Any,
+        *,
+        client: Any,
+        keys: Any,
+        tasks: Any,
+        stimulus_id: str = "",
+        annotations: Any = None,
+        **_: Any,
     ) -> None:
         begun = time.perf_counter_ns()
         submission, self._submission_count = self._submission_count, self._submission_count + 1
@@ -186,7 +194,9 @@ class RecupScheduler(SchedulerPlugin):
         if topic == "stealing" and self._put_steals(now, msg):
             return
         action = msg.get("action") if isinstance(msg, dict) else None
-        self._spool.put(Event(now, key_text(topic), action if isinstance(action, str) else None, redacted_text(json_text(msg))))
+        self._spool.put(
+            Event(now, key_text(topic), action if isinstance(action, str) else None, redacted_text(json_text(msg)))
+        )
 
     def _put_steals(self, now: int, msg: Any) -> bool:
         """Write a message of the stealing extension as rows; False when its form is not known."""
@@ -210,8 +220,7 @@ class RecupScheduler(SchedulerPlugin):
             run_id = -1
             if decision == "confirm":
                 task = self._scheduler.tasks.get(key)
-                run_id = getattr(task, "run_id", None) if task is not None else None
-                run_id = -1 if run_id is None else run_id
+                run_id = -1 if task is None or task.run_id is None else task.run_id
             self._spool.put(
                 Steal(now, str(decision), key, victim, thief, state, None, None, None, None, stimulus_id, run_id)
             )
@@ -234,7 +243,9 @@ class RecupScheduler(SchedulerPlugin):
                 scheduler, client=None, keys=(), tasks=list(scheduler.tasks), stimulus_id="present-before-recup"
             )
             self._spool.lose(
-                "not_captured", "scheduler_transitions", "recup came when tasks were there: what they did before is unknown"
+                "not_captured",
+                "scheduler_transitions",
+                "recup came when tasks were there: what they did before is unknown",
             )
 
     def _sample(self, put: Callable[[str, str | None, float], None], lag_s: float) -> None:
@@ -315,7 +326,9 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _worker_row(now: int, action: str, address: str, state: Any) -> Worker:
     details = {
-        name: getattr(state, name, None) for name in ("services", "resources", "versions", "extra") if getattr(state, name, None)
+        name: getattr(state, name, None)
+        for name in ("services", "resources", "versions", "extra")
+        if getattr(state, name, None)
     }
     status = getattr(state, "status", None)
     return Worker(

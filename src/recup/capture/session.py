@@ -71,7 +71,10 @@ def spool_root(run_directory: str | Path) -> Path:
     """
     local = dask.config.get("recup.spool.directory", None)
     run = Path(run_directory)
-    for candidate in ([Path(local) / run.name] if local else []) + [run, Path(tempfile.gettempdir()) / "recup" / run.name]:
+    for candidate in ([Path(local) / run.name] if local else []) + [
+        run,
+        Path(tempfile.gettempdir()) / "recup" / run.name,
+    ]:
         try:
             (candidate / "spool").mkdir(parents=True, exist_ok=True)
             if os.access(candidate / "spool", os.W_OK):
@@ -100,7 +103,7 @@ async def closed_soon(spool: Spool, timeout_s: float = 5.0) -> None:
         await asyncio.sleep(0.005)
 
 
-class record:  # noqa: N801 - read as a verb: `with recup.record(client) as run:`
+class record:
     """Record everything the client's cluster does inside the block.
 
     Yields itself; `path` is the run directory, to be given to `recup.open_run`.  Works with

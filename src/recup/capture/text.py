@@ -53,7 +53,9 @@ def plain(value: Any, depth: int = 0) -> Any:
 def _name(key: Any) -> str:
     if isinstance(key, str):
         return str.__str__(key)
-    return json.dumps(plain(key)) if isinstance(key, (tuple, int, float, bool, type(None))) else f"<{type(key).__name__}>"
+    return (
+        json.dumps(plain(key)) if isinstance(key, (tuple, int, float, bool, type(None))) else f"<{type(key).__name__}>"
+    )
 
 
 def _first(values: Any) -> Any:

@@ -103,7 +103,9 @@ class RecupWorker(WorkerPlugin):
         spool.counters["transitions_recorded"] = recorded
         spool.counters["transitions_compound"] = compound
         # Dask counts a transfer when it begins and logs it when it has gone well.
-        spool.counters["transfers_outgoing_dask"] = worker.transfer_outgoing_count_total - worker.transfer_outgoing_count
+        spool.counters["transfers_outgoing_dask"] = (
+            worker.transfer_outgoing_count_total - worker.transfer_outgoing_count
+        )
         self._put_fine_metrics()
 
     def _put_fine_metrics(self) -> None:
