@@ -370,7 +370,7 @@ class Tables:
 
     def is_absorbed(self) -> bool:
         """Whether the sealed tables hold all there is in the spool, told by the sizes of files."""
-        if not self._earlier("spools").is_file() or not self._earlier("keys").is_file():
+        if not self._earlier("spools").is_file():
             return False
         known = {
             row["directory"]: json.loads(row["file_bytes"]) for row in read_parquet(self._earlier("spools")).to_pylist()

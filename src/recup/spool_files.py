@@ -99,6 +99,9 @@ class StreamFile:
                     except StopIteration:
                         break
                     batch.validate(full=True)
+                    for column in batch.columns:  # which leaves the text of dictionaries unchecked
+                        if pa.types.is_dictionary(column.type):
+                            column.dictionary.validate(full=True)
                     end = source.tell()
                     yield batch
             reason = "bytes after the end of the stream"

@@ -261,7 +261,8 @@ def _duration(start: pa.Array, stop: pa.Array) -> tuple[pa.Array, pa.Array]:
     begin, end = (pc.fill_null(each, np.nan).to_numpy(zero_copy_only=False) for each in (start, stop))
     with np.errstate(invalid="ignore", over="ignore"):
         duration = end - begin
-        told = begin + duration == end
+        # Compared as bits: -0.0 equals 0.0 and is not the same.
+        told = ((begin + duration).view(np.int64) == end.view(np.int64)) & ~np.isnan(end)
     return pa.array(duration, mask=~told), pc.if_else(pa.array(told), pa.scalar(None, pa.float64()), stop)
 
 
