@@ -42,7 +42,7 @@ _UNIT_ROWS = 16_384
 _POOL_ROWS = 524_288
 _ABSORBED = b"recup_absorbed"
 Absorbed = dict[str, list[int]]
-"""Spool file (below `spool/`) to [rows, bytes] of it that a table holds."""
+"""Spool file (below `spool/`) to [rows, bytes, mark] of it that a table holds."""
 
 SPOOL_COLUMNS = (
     StoredColumn("server_id", pa.string(), "Server id of the observer"),
@@ -60,7 +60,7 @@ SPOOL_COLUMNS = (
     ),
     StoredColumn("counters", pa.string(), "JSON: counts kept by the observer, in pairs <x>_dask and <x>_recorded"),
     StoredColumn("damages", pa.string(), "JSON list: [file, lost bytes, reason] of each damaged file"),
-    StoredColumn("file_bytes", pa.string(), "JSON: size of each file when it was read"),
+    StoredColumn("file_extents", pa.string(), "JSON: [rows, bytes, checksum of its end] of each file when it was read"),
 )
 """Columns of the table `spools`: one row per spool directory, what its server said and what was found."""
 
@@ -272,9 +272,11 @@ class Tables:
             file = spool.files.get(name)
             if file is None:
                 continue
-            skip, size = absorbed.get(_file_name(file), [0, -1])
-            if size == file.size_bytes:
+            rows, size, mark = absorbed.get(_file_name(file), [0, -1, 0])
+            known = 0 <= size <= file.size_bytes and file.mark(size) == mark
+            if known and size == file.size_bytes:
                 continue
+            skip = rows if known else 0
             scan = self.scan(file)
             news[_file_name(file)] = self._extent(file)
             units = _units(scan, skip)
@@ -317,7 +319,7 @@ class Tables:
                 damage, mark = self.damage(spool, file), f"damage of {_file_name(file)}"
                 if damage is None or mark in absorbed:
                     continue
-                news[mark] = [1, 0]
+                news[mark] = [1, 0, 0]
                 when = spool.last_sign_ns or file.path.stat().st_mtime_ns
                 detail = f"the last {damage.lost_bytes} bytes of {_file_name(file)} cannot be read: {damage.reason}"
                 row = {
@@ -329,7 +331,7 @@ class Tables:
         return streams
 
     def _extent(self, file: StreamFile) -> list[int]:
-        return [self.scan(file).row_count, file.size_bytes]
+        return [self.scan(file).row_count, file.size_bytes, file.mark()]
 
     def _absorbing(self, name: str, news: Absorbed) -> dict[bytes, bytes]:
         return {_ABSORBED: json.dumps({**read_absorbed(self._earlier(name)), **news}).encode()}
@@ -338,45 +340,52 @@ class Tables:
 
     def spool_rows(self) -> pa.Table:
         """Return one row per spool directory, those that a seal took away included."""
-        rows = []
-        for spool in self.spools:
-            damages = [(f, self.damage(spool, f)) for f in spool.files.values()]
-            rows.append(
-                {
-                    "server_id": spool.server_id,
-                    "role": spool.role,
-                    "directory": spool.name,
-                    "epoch": spool.epoch,
-                    "pid": _integer(spool.status.get("pid")),
-                    "is_closed": spool.is_closed,
-                    "last_sign_ns": spool.last_sign_ns,
-                    "is_alive": spool.is_alive,
-                    "file_rows": json.dumps({name: self.scan(f).row_count for name, f in spool.files.items()}),
-                    "status_rows": _counts(spool.status.get("row_counts")),
-                    "unwritten_losses": _counts(spool.status.get("unwritten_losses")),
-                    "counters": _counts(spool.status.get("counters")),
-                    "damages": json.dumps(
-                        [[f.path.name, d.lost_bytes, d.reason] for f, d in damages if d is not None]
-                        + [[name, None, "no table of recup"] for name in spool.strange_files]
-                    ),
-                    "file_bytes": json.dumps({name: f.size_bytes for name, f in spool.files.items()}),
-                }
-            )
-        present = {spool.name for spool in self.spools}
-        earlier = self._earlier("spools")
-        before = read_parquet(earlier).to_pylist() if earlier.is_file() else []
+        earlier = self._earlier_spools()
+        rows = [self._spool_row(spool, earlier.pop(spool.name, {})) for spool in self.spools]
         schema = pa.schema([column.field for column in SPOOL_COLUMNS])
-        return pa.Table.from_pylist([row for row in before if row["directory"] not in present] + rows, schema=schema)
+        return pa.Table.from_pylist([*earlier.values(), *rows], schema=schema)
+
+    def _spool_row(self, spool: SpoolDirectory, earlier: dict[str, Any]) -> dict[str, Any]:
+        damages = [(file, self.damage(spool, file)) for file in spool.files.values()]
+        # A server that outlived a seal goes on in the same directory: what it wrote before counts on.
+        counts = json.loads(earlier.get("file_rows", "{}"))
+        extents = json.loads(earlier.get("file_extents", "{}"))
+        for name, file in spool.files.items():
+            _, size, mark = extents.get(name, [0, -1, 0])
+            goes_on = 0 <= size <= file.size_bytes and file.mark(size) == mark
+            counts[name] = self.scan(file).row_count + (0 if goes_on else counts.get(name, 0))
+        return {
+            "server_id": spool.server_id,
+            "role": spool.role,
+            "directory": spool.name,
+            "epoch": spool.epoch,
+            "pid": _integer(spool.status.get("pid")),
+            "is_closed": spool.is_closed,
+            "last_sign_ns": _integer(spool.last_sign_ns),
+            "is_alive": spool.is_alive,
+            "file_rows": json.dumps(counts),
+            "status_rows": _counts(spool.status.get("row_counts")),
+            "unwritten_losses": _counts(spool.status.get("unwritten_losses")),
+            "counters": _counts(spool.status.get("counters")),
+            "damages": json.dumps(
+                [[file.path.name, damage.lost_bytes, damage.reason] for file, damage in damages if damage is not None]
+                + [[name, None, "no table of recup"] for name in spool.strange_files]
+            ),
+            "file_extents": json.dumps({name: self._extent(file) for name, file in spool.files.items()}),
+        }
+
+    def _earlier_spools(self) -> dict[str, dict[str, Any]]:
+        path = self._earlier("spools")
+        return {row["directory"]: row for row in read_parquet(path).to_pylist()} if path.is_file() else {}
 
     def is_absorbed(self) -> bool:
-        """Whether the sealed tables hold all there is in the spool, told by the sizes of files."""
+        """Whether the sealed tables hold all there is in the spool, told by the sizes and ends of files."""
         if not self._earlier("spools").is_file():
             return False
-        known = {
-            row["directory"]: json.loads(row["file_bytes"]) for row in read_parquet(self._earlier("spools")).to_pylist()
-        }
+        known = {name: json.loads(row["file_extents"]) for name, row in self._earlier_spools().items()}
         return all(
-            known.get(spool.name) == {name: file.size_bytes for name, file in spool.files.items()}
+            {name: extent[1:] for name, extent in known.get(spool.name, {}).items()}
+            == {name: [file.size_bytes, file.mark()] for name, file in spool.files.items()}
             for spool in self.spools
         )
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ ALIVE_S = 5.0
 ROLES = ("scheduler", "worker", "nanny", "client", "launcher")
 _READ_WHOLE_BYTES = 4_000_000
 """Files up to this size are read at once: a run of a thousand workers must not need as many open files."""
+_MARK_BYTES = 512
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError, TypeError, KeyError)
 
 KEY_COLUMNS = (
@@ -116,6 +118,13 @@ class StreamFile:
                 return pa.BufferReader(file.read(self.size_bytes))
         # Not a memory map: a writer that meets a full disk cuts its file, which would end a reader with SIGBUS.
         return pa.OSFile(str(self.path)).get_stream(0, self.size_bytes)
+
+    def mark(self, size_bytes: int | None = None) -> int:
+        """Return a number that tells this file from another of its name: a checksum of the bytes before an offset."""
+        end = self.size_bytes if size_bytes is None else size_bytes
+        with open(self.path, "rb") as file:
+            file.seek(max(0, end - _MARK_BYTES))
+            return zlib.crc32(file.read(min(end, _MARK_BYTES)))
 
     def scan(self, sort: str | None = None) -> Scan:
         """Read the stream once for its row counts, the earliest value of its sort column and its damage."""
