@@ -134,6 +134,11 @@ class _StatusFile:
         self._descriptor = -1
         self._last: tuple[Any, ...] = ()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it has never been written."""
+        return not self._last
+
     def write(self, spool: Spool) -> None:
         """Bring the file up to date; at most once a second when nothing changed."""
         closed = spool.closed_at_s is not None
@@ -291,6 +296,9 @@ class Spool:
         """Write what is in the buffers; called by the writer thread only."""
         try:
             if self.role != "forked":
+                # Its block has to exist before a disk fills, and its server be named before it is killed.
+                if self._status.is_new:
+                    self._status.write(self)
                 # Tables of step 2 come first: the keys they bring are then known to the others.
                 for name in list(TABLES):
                     if self._buffers.get(name):
