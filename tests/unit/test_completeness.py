@@ -1,0 +1,171 @@
+import pytest
+
+from recup import schema
+from recup.completeness import LEVELS, completeness, verdict
+from recup.rundir import create_run
+from recup.spool import Spool
+from recup.store import open_run, seal
+from tests.unit.spooled import edit_status, left_by_a_killed_server, write
+from tests.unit.written_runs import A, at, row, write_run
+
+
+def findings_of(path):
+    with open_run(path) as run:
+        return completeness(run)
+
+
+def told(path, level):
+    return [(finding.subject, finding.statement) for finding in findings_of(path) if finding.level == level]
+
+
+def test_a_run_that_lost_nothing_is_complete(tmp_path):
+    path = write_run(tmp_path)
+    assert {finding.level for finding in findings_of(path)} == {"ok"}
+    assert verdict(findings_of(path)) == "complete"
+
+
+def test_the_statement_is_the_same_after_sealing(tmp_path):
+    path = write_run(tmp_path, skip=["Worker-b"])
+    before = findings_of(path)
+    seal(path)
+    assert findings_of(path) == before
+
+
+def test_losses_come_first(tmp_path):
+    levels = [
+        LEVELS.index(finding.level) for finding in findings_of(write_run(tmp_path, skip=["Worker-b", "Client-1"]))
+    ]
+    assert levels == sorted(levels)
+    assert levels[0] == 0
+
+
+def test_an_empty_run_is_not_complete(tmp_path):
+    path = create_run(tmp_path, way="run")
+    assert verdict(findings_of(path)).startswith("incomplete: run: no server recorded anything")
+
+
+def test_a_killed_server_is_told_with_what_may_be_missing(tmp_path):
+    path = tmp_path / "run"
+    write(path, "scheduler", "s", [row(schema.Worker, time_ns=at(0), action="add", address=A, worker_id="w")])
+    left_by_a_killed_server(path, "worker", "w", [schema.TransferKey(0, "k", 1)])
+    (finding,) = [finding for finding in findings_of(path) if finding.level == "loss"]
+    assert finding.subject == "w"
+    assert finding.statement.startswith("Its record was cut off")
+    assert finding.numbers["at_most_s"] == 1.0
+
+
+def test_a_living_server_is_no_loss(tmp_path):
+    spool = Spool(tmp_path, "scheduler", "s")
+    spool.put(row(schema.Worker, time_ns=at(0), action="add", address=A))
+    assert spool.flush()
+    assert ("s", "It is still recording.") in told(tmp_path, "info")
+    assert not any(subject == "s" for subject, _ in told(tmp_path, "loss"))
+    spool.close()
+
+
+def test_a_missing_status_is_a_doubt(tmp_path):
+    path = write_run(tmp_path)
+    (path / "spool" / "worker-Worker-a" / "status.json").unlink()
+    assert [subject for subject, _ in told(path, "warning")] == ["Worker-a"]
+    assert verdict(findings_of(path)).startswith("complete but for Worker-a")
+
+
+def test_rows_said_to_be_written_and_not_there_are_counted(tmp_path):
+    path = write_run(tmp_path)
+    edit_status(path / "spool" / "worker-Worker-a", row_counts={"receptions": 5, "logs": 1})
+    assert told(path, "loss") == [("Worker-a", "4 of 5 rows it wrote to receptions are not there.")]
+
+
+def test_counts_that_differ_from_dask_s_are_told(tmp_path):
+    path = write_run(tmp_path)
+    edit_status(
+        path / "spool" / "worker-Worker-a",
+        counters={
+            "transitions_dask": 12, "transitions_recorded": 9, "transitions_compound": 3, "transfers_incoming_dask": 2,
+        },
+    )  # fmt: skip
+    assert told(path, "loss") == [("Worker-a", "Dask counted 2 transfers incoming and recup 0.")]
+    assert ("counters", "recup counted what Dask counted, in 1 counts.") in told(path, "ok")
+
+
+def test_counts_of_a_killed_server_are_a_fact_not_a_loss(tmp_path):
+    path = tmp_path / "run"
+    counters = {"transitions_dask": 12, "transitions_recorded": 9}
+    left_by_a_killed_server(path, "scheduler", "s", [row(schema.Event, topic="t", payload="{}")], counters=counters)
+    assert any(statement.startswith("Dask counted 12 transitions and recup 9") for _, statement in told(path, "info"))
+
+
+def test_servers_seen_but_not_captured_are_named(tmp_path):
+    path = write_run(tmp_path, skip=["Worker-b", "Client-1"])
+    assert {subject for subject, _ in told(path, "loss")} == {"Worker-b", "Client-1"}
+
+
+def test_a_run_without_a_scheduler_says_so(tmp_path):
+    path = write_run(tmp_path, skip=["Scheduler-1"])
+    assert ("scheduler", "No scheduler recorded into this run.") in told(path, "loss")
+    assert any("the scheduler does not" in statement for _, statement in told(path, "warning"))
+
+
+def test_reported_losses_are_summed_by_server_kind_and_table(tmp_path):
+    path = write_run(tmp_path)
+    lost = [schema.Loss(at(i), "dropped", "samples", 10, "the disk was slow") for i in range(3)]
+    lost += [
+        schema.Loss(at(9), "not_captured", None, -1, "no such hook"),
+        schema.Loss(at(9), "degraded", "logs", 2, "odd"),
+    ]
+    write(path, "nanny", "Nanny-1", lost)
+    assert told(path, "loss") == [
+        ("Nanny-1", "30 rows of samples were dropped: the disk was slow"),
+        ("Nanny-1", "Rows were not captured: no such hook"),
+    ]
+    assert told(path, "warning") == [("Nanny-1", "2 rows of logs were kept in part: odd")]
+
+
+def test_losses_only_noted_in_the_status_count(tmp_path):
+    path = write_run(tmp_path)
+    edit_status(path / "spool" / "worker-Worker-a", unwritten_losses={"write_failed:results": 40, "gap:": -1})
+    assert told(path, "loss") == [
+        ("Worker-a", "40 rows of results could not be written; this could only be noted in its status."),
+        ("Worker-a", "An unknown number of rows are missing in a gap; this could only be noted in its status."),
+    ]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_damaged_file_is_told_once(tmp_path, sealed):
+    path = write_run(tmp_path)
+    file = path / "spool" / "worker-Worker-a" / "receptions.arrows"
+    file.write_bytes(file.read_bytes()[:-10])
+    if sealed:
+        seal(path)
+    losses = [(subject, statement) for subject, statement in told(path, "loss") if "cannot be read" in statement]
+    assert [subject for subject, _ in losses] == ["Worker-a"]
+    assert "receptions.arrows" in losses[0][1]
+
+
+def test_foreign_files_are_mentioned(tmp_path):
+    path = write_run(tmp_path)
+    (path / "spool" / "worker-Worker-a" / "notes.txt").write_text("mine")
+    assert told(path, "info") == [("Worker-a", "notes.txt in its spool is no table of recup and was not read.")]
+
+
+def test_a_clock_that_jumped_is_told(tmp_path):
+    path = write_run(tmp_path)
+    ticks = [schema.ClockSample(at(t), m * 10**9, None) for t, m in ((0, 0), (1, 1), (62, 2), (63, 3))]
+    write(path, "nanny", "Nanny-1", ticks)
+    assert told(path, "warning") == [
+        ("Nanny-1", "Its wall clock jumped 1 times, by +60.000 s at most: times around are off by that much.")
+    ]
+
+
+def test_a_worker_that_recorded_but_not_this_attempt_is_a_doubt(tmp_path):
+    path = tmp_path / "run"
+    rows = [
+        row(schema.Worker, time_ns=at(0), action="add", address=A, worker_id="w"),
+        schema.SchedulerTransition(at(1), "x", "waiting", "processing", "s", A, 0),
+        schema.SchedulerTransition(at(2), "x", "processing", "memory", "s", A, 0),
+    ]
+    write(path, "scheduler", "s", rows)
+    write(path, "worker", "w", [row(schema.Log, level="INFO", logger="x", message="here")])
+    assert [statement for _, statement in told(path, "warning")] == [
+        "Of 1 of 1 attempts the scheduler took the end and the worker recorded nothing of them, though it recorded."
+    ]
