@@ -67,7 +67,8 @@ def seal(
     """Turn the spool of a run into Parquet tables; what was sealed before is left as it is.
 
     Every table is read back before it takes its place, and the spool is removed only when
-    all of them are in place and no writer is alive.
+    all of them are in place and no writer is alive.  Of a file with an unreadable end a
+    copy stays under ``damaged``.
 
     Parameters
     ----------
@@ -107,6 +108,7 @@ def seal(
         row_counts = _write_all(tables, progress)
     removed = bool(tables.spools) and not keep_spool and not alive
     if removed:
+        _set_aside(run, damaged)
         # Renamed first: a removal cut short must not leave half a spool that looks like a whole one.
         os.rename(run / "spool", run / _REMOVED)
         shutil.rmtree(run / _REMOVED, ignore_errors=True)
@@ -114,6 +116,15 @@ def seal(
         update_manifest(run, sealed=True)
     sizes = {each.stem: each.stat().st_size for each in sorted(tables.sealed.glob("*.parquet"))}
     return SealReport(run, row_counts, sizes, tuple(damaged), removed, time.monotonic() - begun)
+
+
+def _set_aside(run: Path, damaged: list[str]) -> None:
+    """Keep files that could not be read to their end: someone may yet read more of them."""
+    for name in damaged:
+        target = run / "damaged" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(run / "spool" / name, target)
+        _sync(target)
 
 
 def _write_all(tables: Tables, progress: Callable[[str, int, int], None] | None) -> dict[str, int]:

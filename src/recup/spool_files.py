@@ -9,6 +9,7 @@ the rest is counted as damage.  It does not cover what is made of the batches
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import time
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recup.errors import RunDamaged
 from recup.schema import TABLES, VERSION, Column
 
 ALIVE_S = 5.0
@@ -69,6 +71,36 @@ class Scan:
         return sum(rows for rows, _ in self.batches)
 
 
+class _FirstBytes(io.RawIOBase):
+    """A file as if it ended at a size.
+
+    Not a memory map: a writer that meets a full disk cuts its file, which would end a reader
+    with SIGBUS.
+    """
+
+    def __init__(self, path: Path, size_bytes: int):
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        self._size = size_bytes
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes, none past the size."""
+        left = self._size - self._file.tell()
+        return self._file.read(left if count < 0 else min(count, left))
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamFile:
     """One table's file of one spool, up to the size it had when it was found."""
@@ -88,6 +120,11 @@ class StreamFile:
         A batch is complete when it is whole, decompresses, and holds values of the types
         the schema asks for.  Nothing after the first that is not is read: a lost
         dictionary would give later rows wrong texts.
+
+        Raises
+        ------
+        RunDamaged
+            The file system does not give the file; that is no damage of the file.
         """
         end = 0
         try:
@@ -108,6 +145,9 @@ class StreamFile:
                     yield batch
             reason = "bytes after the end of the stream"
         except _UNREADABLE as error:
+            # Arrow reports bad data as OSError too, but without a number of the system.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise RunDamaged(f"{self.path} cannot be read: {error.strerror}. Mend that and try again.") from error
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"[:200]
         if self.size_bytes > end and damage is not None:
             damage.append(Damage(self.size_bytes - end, reason))
@@ -116,8 +156,7 @@ class StreamFile:
         if self.size_bytes <= _READ_WHOLE_BYTES:
             with open(self.path, "rb") as file:
                 return pa.BufferReader(file.read(self.size_bytes))
-        # Not a memory map: a writer that meets a full disk cuts its file, which would end a reader with SIGBUS.
-        return pa.OSFile(str(self.path)).get_stream(0, self.size_bytes)
+        return pa.PythonFile(_FirstBytes(self.path, self.size_bytes), mode="r")
 
     def mark(self, size_bytes: int | None = None) -> int:
         """Return a number that tells this file from another of its name: a checksum of the bytes before an offset."""

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import shutil
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recup import schema
-from recup.completeness import completeness
+from recup import schema, spool_files
+from recup.completeness import completeness, verdict
 from recup.errors import BadQuery, RecupError, RunDamaged, RunNotFound, RunTooNew
 from recup.rundir import create_run, read_manifest, update_manifest
 from recup.spool import Spool, key_text
@@ -455,7 +456,45 @@ def test_the_end_of_a_damaged_file_becomes_a_loss_once(tmp_path):
             assert run.sql('select kind, "table", row_count from losses').fetchall() == expected
             assert run.sql("select count(*) from scheduler_transitions").fetchall() == [(9,)]
         seal(tmp_path, keep_spool=True)
+    damaged = path.read_bytes()
     assert seal(tmp_path).damaged_files == ("scheduler-s/scheduler_transitions.arrows",)
+    assert (tmp_path / "damaged" / "scheduler-s" / "scheduler_transitions.arrows").read_bytes() == damaged
+
+
+def test_a_file_too_large_to_read_at_once_is_read_batch_by_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool_files, "_READ_WHOLE_BYTES", 100)
+    write(tmp_path, "scheduler", "s", transitions(20_000))
+    path = tmp_path / "spool" / "scheduler-s" / "scheduler_transitions.arrows"
+    whole = path.read_bytes()
+    assert len(times_of(tmp_path)) == 20_000
+    path.write_bytes(whole[:-9])
+    assert len(times_of(tmp_path)) == 16_384
+    path.write_bytes(whole + b"garbage")
+    assert len(times_of(tmp_path)) == 20_000
+
+
+def test_a_file_the_system_does_not_give_is_not_called_damaged(tmp_path, monkeypatch):
+    write(tmp_path, "scheduler", "s", transitions(3))
+
+    def refuse(self):
+        raise OSError(errno.EIO, "Input/output error", str(self.path))
+
+    monkeypatch.setattr(spool_files.StreamFile, "_open", refuse)
+    with pytest.raises(RunDamaged, match="Input/output error"):
+        seal(tmp_path)
+    monkeypatch.undo()
+    assert len(times_of(tmp_path)) == 3
+
+
+def test_a_status_written_after_the_seal_does_not_make_the_run_unsealed(tmp_path):
+    write(tmp_path, "scheduler", "s", transitions(3))
+    status = (tmp_path / "spool" / "scheduler-s" / "status.json").read_bytes()
+    seal(tmp_path)
+    (tmp_path / "spool" / "scheduler-s").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "spool" / "scheduler-s" / "status.json").write_bytes(status)
+    with open_run(tmp_path) as run:
+        assert run.is_sealed
+        assert verdict(completeness(run)) == "complete"
 
 
 def test_keys_whose_text_is_lost_stay_apart(tmp_path):
