@@ -1,16 +1,17 @@
 """What recording costs: CPU time of each process with and without it, in interleaved pairs.
 
-A cluster of separate processes (scheduler, two workers of one thread, this client) runs the
-workload again and again, bare and with each recorder in turn, the order alternating; the
-recorder is plugged in before and taken out after.  CPU time is what each process itself
-reports (`time.process_time`) from the start of the workload until two seconds after its
-end, so that a writer thread's work is in it.  Figures are medians; differences and ratios
-are medians over the pairs of one cluster, which is what keeps the noise of a shared machine
-out of them.  Peak memory and disk come from fresh clusters, one per sample.
+A cluster of separate processes (scheduler, two workers of one thread, this client) is
+recorded, and runs short blocks of the workload.  Before each block the hooks of one arm are
+put in and all others taken out, the order alternating from pair to pair; a sample is the
+CPU time of each process (`time.process_time`) from before the block until its last rows
+are on disk, divided by its tasks.  Blocks of a few seconds side by side are what keeps the
+noise of a shared machine out: pairs of whole runs spread five times wider.  Figures are
+medians over the pairs, beside them the standard error of that median and the share of
+recup's own writer thread.  Peak memory and disk come from fresh clusters, one per sample.
 
     python benchmarks/overhead.py                       # bare against recup, all workloads
     python benchmarks/overhead.py --workload tree --tasks 20003 --tasks 200003 --memory-only
-    python benchmarks/overhead.py --plugin 'package.module:SchedulerPluginClass'
+    python benchmarks/overhead.py --cpu-only --plugin 'package.module:SchedulerPluginClass'
 
 Raw samples are kept in benchmarks/results/overhead-<time>.json.
 """
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import importlib
 import json
 import statistics
@@ -31,6 +31,8 @@ from pathlib import Path
 
 TREE_TASKS = 20_003
 ARRAY_CHUNKS = 5_000
+BLOCK = {"tree": 2_001, "array": 500}
+"""Size of a block; a pair of them takes about eight seconds."""
 
 # ---------------------------------------------------------------- the workloads
 
@@ -72,8 +74,19 @@ WORKLOADS = {"tree": tree, "array": array}
 
 
 def usage(**_):
+    import threading
+
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return {"cpu_s": time.process_time(), "peak_bytes": int(status["VmHWM"].split()[0]) * 1024}
+    writer = [
+        open(f"/proc/self/task/{thread.native_id}/schedstat").read().split()[0]
+        for thread in threading.enumerate()
+        if thread.name == "recup-writer"
+    ]
+    return {
+        "cpu_s": time.process_time(),
+        "writer_s": sum(map(int, writer)) / 1e9,
+        "peak_bytes": int(status["VmHWM"].split()[0]) * 1024,
+    }
 
 
 @contextlib.contextmanager
@@ -113,51 +126,67 @@ def cluster(directory):
 
 
 @contextlib.contextmanager
-def recorder(arm, client, root):
-    """Have the arm's recorder plugged in for the time of the block."""
-    if arm == "recup":
-        import recup
-
-        with recup.record(client, root=root) as recording:
-            yield recording.path
-    elif arm == "none":
+def recorders(arms, client, root):
+    """Have the recorders of all arms plugged in for the time of the block; yields recup's run."""
+    for arm in arms:
+        if arm not in ("none", "recup"):
+            module, _, name = arm.partition(":")
+            client.register_plugin(getattr(importlib.import_module(module), name)(), name=arm)
+    if "recup" not in arms:
         yield None
-    else:
-        module, _, name = arm.partition(":")
-        client.register_plugin(getattr(importlib.import_module(module), name)(), name="measured")
-        yield None
-        client.unregister_scheduler_plugin("measured")
+        return
+    import recup
+
+    with recup.record(client, root=root) as recording:
+        yield recording.path
 
 
-def measure(arm, workload, size, client, root):
-    """Run the workload once under the arm's recorder; returns its figures."""
-    gc.collect()
-    client.run_on_scheduler(gc.collect)
-    client.run(gc.collect)
-    with recorder(arm, client, root) as run:
-        time.sleep(2)
-        before = client.run_on_scheduler(usage), client.run(usage), usage()
-        begun = time.perf_counter()
-        task_count, futures = WORKLOADS[workload](client, size)
-        wall = time.perf_counter() - begun
-        del futures
-        while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
-            time.sleep(0.1)
-        time.sleep(2)
-        after = client.run_on_scheduler(usage), client.run(usage), usage()
-    sample = {
-        "arm": arm,
-        "workload": workload,
-        "size": size,
-        "tasks": task_count,
-        "wall_s": wall,
-        "scheduler_cpu_s": after[0]["cpu_s"] - before[0]["cpu_s"],
-        "scheduler_peak_bytes": after[0]["peak_bytes"],
-        "worker_cpu_s": sum(after[1][a]["cpu_s"] - before[1][a]["cpu_s"] for a in after[1]),
-        "worker_peak_bytes": max(each["peak_bytes"] for each in after[1].values()),
-        "client_cpu_s": after[2]["cpu_s"] - before[2]["cpu_s"],
-    }
-    return sample | (disk_use(run) if run else {})
+def switch(arm, server):
+    """Leave only the hooks of one arm in a scheduler or worker; those taken out are kept aside."""
+    aside = server.__dict__.setdefault("measured_plugins", {})
+    aside.update((name, plugin) for name, plugin in server.plugins.items() if name == "recup" or ":" in str(name))
+    for name, plugin in aside.items():
+        if name == arm and name not in server.plugins:
+            server.plugins[name] = plugin
+            if name == "recup":
+                plugin._sampler.start()
+        elif name != arm and server.plugins.pop(name, None) is not None and name == "recup":
+            plugin._sampler.stop()
+
+
+def measure(arm, workload, size, client):
+    """Run the workload once under the arm's hooks; returns its figures."""
+
+    def figures():
+        workers = client.run(usage).values()
+        return {
+            "scheduler": client.run_on_scheduler(usage),
+            "worker": {
+                "cpu_s": sum(each["cpu_s"] for each in workers),
+                "writer_s": sum(each["writer_s"] for each in workers),
+                "peak_bytes": max(each["peak_bytes"] for each in workers),
+            },
+            "client": usage(),
+        }
+
+    client.run_on_scheduler(lambda dask_scheduler: switch(arm, dask_scheduler))
+    client.run(lambda dask_worker: switch(arm, dask_worker))
+    time.sleep(0.2)
+    before = figures()
+    begun = time.perf_counter()
+    task_count, futures = WORKLOADS[workload](client, size)
+    wall = time.perf_counter() - begun
+    del futures
+    while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
+        time.sleep(0.05)
+    time.sleep(1)  # until the writer threads have written the last rows
+    after = figures()
+    sample = {"arm": arm, "workload": workload, "size": size, "tasks": task_count, "wall_s": wall}
+    for process, each in after.items():
+        sample[f"{process}_peak_bytes"] = each["peak_bytes"]
+        for figure in ("cpu_s", "writer_s"):
+            sample[f"{process}_{figure}"] = each[figure] - before[process][figure]
+    return sample
 
 
 def in_child(arms, workload, size, rounds):
@@ -171,13 +200,17 @@ def in_child(arms, workload, size, rounds):
 
 
 def measure_on_one_cluster(arms, workload, size, rounds, directory):
-    """Return the samples of all rounds; the first round warms up and is not among them."""
+    """Return the samples of all rounds, after a round that warms up, and the disk used by recup's run."""
     samples = []
     with cluster(directory) as client:
-        for number in range(rounds):
-            for arm in arms if number % 2 == 0 else arms[::-1]:
-                samples.append(measure(arm, workload, size, client, directory / "runs") | {"round": number})
-    return samples
+        with recorders(arms, client, directory / "runs") as run:
+            time.sleep(3)
+            for number in range(rounds):
+                for arm in arms if number % 2 == 0 else arms[::-1]:
+                    samples.append(measure(arm, workload, size, client) | {"round": number})
+        if run and len(arms) == 1:
+            samples[-1] |= disk_use(run)
+    return [each for each in samples if each["round"] or rounds == 1]
 
 
 def disk_use(run):
@@ -218,20 +251,19 @@ def report_cpu(samples, arm, workload, size):
     if not pairs:
         return
     count = pairs[0][0]["tasks"]
-    print(f"\n{workload}: {count} tasks, {arm} against none, {len(pairs)} pairs")
-    print(
-        f"  {'CPU':<12}{'none':>12}{arm[-10:]:>12}{'added':>12}{'per task':>12}{'ratio':>9}   middle half of the pairs"
-    )
+    print(f"\n{workload}: blocks of {count} tasks, {arm} against none, {len(pairs)} pairs")
+    print(f"  {'CPU per task':<14}{'none':>10}{arm[-10:]:>12}{'added':>12}{'+-':>8}{'writer':>10}{'ratio':>9}")
     for name in ("scheduler", "worker", "client"):
         field = f"{name}_cpu_s"
-        added = sorted((b[field] - a[field]) / count * 1e6 for a, b in pairs)
+        added = [(b[field] - a[field]) / count * 1e6 for a, b in pairs]
+        error = 1.25 * statistics.stdev(added) / len(added) ** 0.5 if len(added) > 1 else float("nan")
         ratio = median(b[field] / a[field] for a, b in pairs)
+        writer = median((b[f"{name}_writer_s"] - a[f"{name}_writer_s"]) / count * 1e6 for a, b in pairs)
         promise = {"scheduler": "promise <= 10 us, <= 1.5 %", "worker": "promise <= 2 %"}.get(name, "")
-        quarter = len(added) // 4
         print(
-            f"  {name:<12}{median(a[field] for a, _ in pairs):>10.3f} s{median(b[field] for _, b in pairs):>10.3f} s"
-            f"{median(added) * count / 1e6:>10.3f} s{median(added):>9.2f} us{(ratio - 1) * 100:>+8.2f}%"
-            f"   {added[quarter]:.1f} .. {added[-1 - quarter]:.1f} us   {promise}"
+            f"  {name:<14}{median(a[field] for a, _ in pairs) / count * 1e6:>7.1f} us"
+            f"{median(b[field] for _, b in pairs) / count * 1e6:>9.1f} us{median(added):>+9.2f} us{error:>5.1f} us"
+            f"{writer:>7.2f} us{(ratio - 1) * 100:>+8.2f}%   {promise}"
         )
     print(f"  wall time ratio {median(b['wall_s'] / a['wall_s'] for a, b in pairs):.3f}")
 
@@ -260,12 +292,13 @@ def report_memory(samples, arm, workload, size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clusters", type=int, default=3, help="fresh clusters; each runs all rounds")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds on each cluster")
+    parser.add_argument("--rounds", type=int, default=21, help="pairs of blocks on each cluster; the first warms up")
     parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
     parser.add_argument("--tasks", type=int, action="append", help="tasks of the tree; may be given several times")
     parser.add_argument("--plugin", action="append", default=[], help="another scheduler plugin, module:Class")
     parser.add_argument("--no-recup", action="store_true", help="leave recup's own arm out")
     parser.add_argument("--memory-only", action="store_true", help="only peak memory and disk, on fresh clusters")
+    parser.add_argument("--cpu-only", action="store_true", help="no peak memory and disk")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -285,17 +318,17 @@ def main():
     samples = []
     for number in range(options.clusters):
         for workload, size in cases:
-            plans = [([arm], 1, "memory") for arm in arms]
+            plans = [] if options.cpu_only else [([arm], size, 1, "memory") for arm in arms]
             if not options.memory_only:
-                plans.insert(0, (arms, options.rounds, "cpu"))
-            for plan_arms, rounds, kind in plans:
-                for sample in in_child(plan_arms, workload, size, rounds):
+                plans.insert(0, (arms, BLOCK[workload], options.rounds, "cpu"))
+            for plan_arms, block, rounds, kind in plans:
+                for sample in in_child(plan_arms, workload, block, rounds):
                     samples.append(sample | {"cluster": number, "kind": kind})
                 file.write_text(json.dumps(samples, indent=1))
-                print(f"cluster {number}: {workload} {size} {kind} {' '.join(plan_arms)} done", file=sys.stderr)
+                print(f"cluster {number}: {workload} {block} {kind} {' '.join(plan_arms)} done", file=sys.stderr)
     for workload, size in cases:
         for arm in arms[1:]:
-            report_cpu(samples, arm, workload, size)
+            report_cpu(samples, arm, workload, BLOCK[workload])
             report_memory(samples, arm, workload, size)
     print(f"\nraw samples: {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
 

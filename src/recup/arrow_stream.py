@@ -14,11 +14,12 @@ from __future__ import annotations
 import array
 import struct
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
+import numpy.typing as npt
 
 from recup.schema import Column
 
@@ -33,13 +34,13 @@ _ZSTD, _METADATA_V5 = 1, 4
 _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
 _INT, _FLOAT, _UTF8, _BOOL = 2, 3, 5, 6
 _ARROW_TYPE = {"int64": (_INT, 64), "key": (_INT, 32), "float64": (_FLOAT, 64), "text": (_UTF8, 0), "bool": (_BOOL, 0)}
-_SMALLEST_COMPRESSED = 192
+_SMALLEST_COMPRESSED = 1024
 """Below this many bytes a zstd frame costs more time than it saves space."""
-_DICTIONARY_LIMIT = 2048
-"""Categories kept from batch to batch; past it the dictionary starts anew."""
+_DICTIONARY_LIMIT = 256
+"""Categories kept from batch to batch; past it a batch brings only its own, not all again."""
 
 Buffer = bytes | memoryview | bytearray
-Intern = Callable[[Sequence[Any]], "array.array[int]"]
+Intern = Callable[[Sequence[Any]], npt.NDArray[Any]]
 
 
 # ---------------------------------------------------------------- values to buffers
@@ -50,17 +51,22 @@ def _validity(mask: Any) -> tuple[bytes, int]:
     return np.packbits(mask, bitorder="little").tobytes(), int(len(mask) - mask.sum())
 
 
+def _fixed(data: npt.NDArray[Any], null_value: int | None) -> tuple[Buffer, int, Buffer]:
+    """Return validity, nulls and data of numbers, one of which may stand for null."""
+    if null_value is not None:
+        mask = data != null_value
+        if not mask.all():
+            return (*_validity(mask), data.tobytes())
+    return b"", 0, data.tobytes()
+
+
 def _numbers(values: Sequence[Any], code: str, null_value: int | None) -> tuple[Buffer, int, Buffer, int]:
     """Return validity, nulls, data and the number of values that were not numbers."""
     try:
-        data = array.array(code, values)
-    except (TypeError, OverflowError, ValueError):
+        data = np.frombuffer(struct.pack(f"={len(values)}{code}", *values), dtype=code)
+    except (struct.error, TypeError, OverflowError, ValueError):
         return _numbers_with_none(values, code, null_value)
-    if null_value is not None:
-        mask = np.frombuffer(data, dtype=f"=i{data.itemsize}") != null_value
-        if not mask.all():
-            return (*_validity(mask), data.tobytes(), 0)
-    return b"", 0, data.tobytes(), 0
+    return (*_fixed(data, null_value), 0)
 
 
 def _numbers_with_none(values: Sequence[Any], code: str, null_value: int | None) -> tuple[Buffer, int, Buffer, int]:
@@ -88,6 +94,11 @@ def _odd_numbers(values: Sequence[Any], code: str, null_value: int | None) -> tu
             data.append(0)
             mask.append(False)
     return (*_validity(np.array(mask, dtype=bool)), data.tobytes(), degraded)
+
+
+def numbered(numbers: Mapping[Any, int], values: Sequence[Any]) -> npt.NDArray[Any]:
+    """Return the number of each value; KeyError when one has none."""
+    return np.fromiter(map(numbers.__getitem__, values), dtype="<i4", count=len(values))
 
 
 def _texts(values: Sequence[Any]) -> tuple[Buffer, int, Buffer, Buffer, int]:
@@ -288,8 +299,7 @@ class ArrowStream:
         for number, (column, values) in enumerate(zip(self._columns, values_by_column, strict=True)):
             kind = column.kind
             if kind == "category":
-                codes = self._codes(number, column.name, values, messages)
-                validity, nulls, data, _ = _numbers(codes, "i", -1)
+                validity, nulls, data = _fixed(self._codes(number, column.name, values, messages), -1)
                 column_buffers = [validity, data]
             elif kind == "text":
                 validity, nulls, offsets, data, degraded = _texts(values)
@@ -299,12 +309,11 @@ class ArrowStream:
                 mask = np.array([value is not None for value in values], dtype=bool)
                 validity, nulls = _validity(mask) if not mask.all() else (b"", 0)
                 column_buffers = [validity, np.packbits([bool(v) for v in values], bitorder="little").tobytes()]
+            elif kind == "key":
+                validity, nulls, data = _fixed(self._intern(values), -1)
+                column_buffers = [validity, data]
             else:
-                if kind == "key":
-                    values = self._intern(values)
-                code = {"int64": "q", "key": "i", "float64": "d"}[kind]
-                null_value = -1 if kind == "key" else column.null_value
-                validity, nulls, data, degraded = _numbers(values, code, null_value)
+                validity, nulls, data, degraded = _numbers(values, "q" if kind == "int64" else "d", column.null_value)
                 self.degraded_count += degraded
                 column_buffers = [validity, data]
             nodes += (row_count, nulls)
@@ -312,12 +321,12 @@ class ArrowStream:
         messages.append(self._framed(self._template, row_count, nodes, buffers))
         return b"".join(messages)
 
-    def _codes(self, number: int, name: str, values: Sequence[Any], messages: list[bytes]) -> array.array[int]:
+    def _codes(self, number: int, name: str, values: Sequence[Any], messages: list[bytes]) -> npt.NDArray[Any]:
         """Return the code of each value, adding the dictionary to `messages` when it grew."""
         codes = self._categories[name]
         if codes:
             try:
-                return array.array("i", map(codes.__getitem__, values))
+                return numbered(codes, values)
             except (KeyError, TypeError):
                 pass
         try:
@@ -325,13 +334,15 @@ class ArrowStream:
         except TypeError:  # unhashable: not text
             values = [None if value is None else _as_text(value) for value in values]
             distinct = dict.fromkeys(values)
-        if len(codes) + len(distinct) > _DICTIONARY_LIMIT:
+        new = [value for value in distinct if value not in codes]
+        if len(codes) + len(new) > _DICTIONARY_LIMIT:
             codes.clear()
+            new = list(distinct)
         # A dictionary without None has not been written yet: readers want one, even empty.
-        codes.setdefault(None, -1)
-        distinct.pop(None, None)
-        for value in distinct:
-            codes.setdefault(value, len(codes) - 1)
+        if not codes:
+            codes[None] = -1
+            new = [value for value in new if value is not None]
+        codes.update(zip(new, range(len(codes) - 1, len(codes) - 1 + len(new)), strict=True))
         categories = list(codes)[1:]
         validity, nulls, offsets, data, degraded = _texts(categories)
         self.degraded_count += degraded
@@ -340,7 +351,7 @@ class ArrowStream:
             template = self._dictionary_templates[number] = _BatchTemplate(1, 3, number)
         buffers = [validity, offsets, data]
         messages.append(self._framed(template, len(categories), [len(categories), nulls], buffers))
-        return array.array("i", map(codes.__getitem__, values))
+        return numbered(codes, values)
 
     def _framed(self, template: _BatchTemplate, row_count: int, nodes: list[int], buffers: list[Buffer]) -> bytes:
         body: list[Buffer] = []

@@ -2,7 +2,7 @@
 
 One `Spool` per server (scheduler, worker, nanny, client): a list per table that hooks
 extend, and one file per table, ``spool/<role>-<server id>/<table>.arrows``.  One writer
-thread per process empties the lists twice a second.  What has been written survives the
+thread per process empties the lists more than once a second.  What has been written survives the
 death of the process, whatever kills it: nothing waits in a user-space buffer.
 
 Covers buffering, interning of keys, files, full or vanished disks, forks, and the count of
@@ -16,7 +16,6 @@ a slice, `values[i::width]`.
 
 from __future__ import annotations
 
-import array
 import atexit
 import contextlib
 import errno
@@ -31,13 +30,15 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from recup.arrow_stream import ArrowStream
+import numpy.typing as npt
+
+from recup.arrow_stream import ArrowStream, numbered
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 
 logger = logging.getLogger("recup")
 _HOSTNAME = socket.gethostname()
 
-FLUSH_INTERVAL_S = 0.5
+FLUSH_INTERVAL_S = 0.8
 """A killed process loses at most the rows of this long (the promise is one second)."""
 _CHUNK_ROWS = 8192
 _BUFFERED_VALUES_LIMIT = 20_000_000
@@ -192,7 +193,7 @@ class Spool:
         self.directory = self.run_directory / "spool" / f"{role}-{_file_name(server_id)}"
         self._buffers: dict[str, list[Any]] = {}
         self._files: dict[str, _TableFile] = {}
-        self._key_ids: dict[Any, int] = {}
+        self._key_ids: dict[Any, int] = {None: -1}
         self._new_keys: list[Any] = []
         self._next_key_id = 0
         self._swap = threading.Lock()
@@ -365,7 +366,7 @@ class Spool:
         ids = range(first, self._next_key_id)
         file.write(file.stream.batch([ids, texts, [type(key).__name__ for key in keys]]), len(keys))
         if len(self._key_ids) > _INTERNED_KEYS_LIMIT:
-            self._key_ids.clear()
+            self._key_ids = {None: -1}
 
     def _write_failed(self, table: Table, row_count: int, reason: OSError) -> None:
         """Count the rows as lost and start all files of the spool anew where a file is gone."""
@@ -381,23 +382,23 @@ class Spool:
 
     def _forget(self) -> None:
         """Repeat keys and dictionaries, since some may not have reached the disk."""
-        self._key_ids.clear()
+        self._key_ids = {None: -1}
         self._new_keys.clear()
         for file in self._files.values():
             file.stream.forget()
 
-    def _intern(self, values: Sequence[Any]) -> array.array[int]:
+    def _intern(self, values: Sequence[Any]) -> npt.NDArray[Any]:
         ids = self._key_ids
         try:
-            return array.array("i", map(ids.__getitem__, values))
+            return numbered(ids, values)
         except (KeyError, TypeError):
             pass
-        for value in dict.fromkeys(values):
-            if value is not None and value not in ids:
-                ids[value] = self._next_key_id
-                self._next_key_id += 1
-                self._new_keys.append(value)
-        return array.array("i", [-1 if value is None else ids[value] for value in values])
+        new = [value for value in dict.fromkeys(values) if value not in ids]
+        first = self._next_key_id
+        self._next_key_id += len(new)
+        ids.update(zip(new, range(first, self._next_key_id), strict=True))
+        self._new_keys += new
+        return numbered(ids, values)
 
     def _file(self, table: Table) -> _TableFile:
         return self._files.get(table.name) or self._add_file(table.name, table.columns)

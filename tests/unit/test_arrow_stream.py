@@ -1,6 +1,5 @@
 """The stream recup writes is an Arrow IPC stream: pyarrow reads back exactly what went in."""
 
-import array
 import io
 import math
 
@@ -30,7 +29,7 @@ def columns_of(kinds):
 
 
 def intern(values):
-    return array.array("i", [-1 if value is None else value for value in values])
+    return np.array([-1 if value is None else value for value in values], dtype="<i4")
 
 
 def read(data):

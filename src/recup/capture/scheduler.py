@@ -282,6 +282,9 @@ def transition_hook(
         exception_text: str | None = None,
         traceback_text: str | None = None,
         cause: Any = None,
+        metadata: Any = None,
+        status: Any = None,
+        type: Any = None,
         **__: Any,
     ) -> None:
         nonlocal count
