@@ -684,3 +684,163 @@ class Loss(NamedTuple):
     table: Annotated[str | None, Column("Table that lacks rows", category=True, null="no single table")]
     row_count: Annotated[int, Column("Rows lost", null="not countable", null_value=-1)]
     detail: Annotated[str, Column("What happened, in words")]
+
+
+# ---------------------------------------------------------------- step 5: execution
+
+_NOT_COUNTED = "the kernel did not tell"
+_LOG = Column("Name of the Darshan log in foreign/darshan", category=True)
+_PATH = Column("Path of the file", category=True, null="the log lost the name")
+_FILE_ID = Column("Darshan's record id of the file, as a signed number")
+
+
+@table("threads", step=5, sort=("time_ns",))
+class Thread(NamedTuple):
+    """One row per thread that ran a task: its two names for the same thing."""
+
+    time_ns: Annotated[int, _TIME]
+    thread: Annotated[int, Column("threading.get_ident(); reused after the thread ends")]
+    native_id: Annotated[int, Column("The kernel's thread id")]
+    name: Annotated[str, Column("Name of the thread")]
+
+
+@table("thread_counters", step=5, sort=("time_ns",))
+class ThreadCounter(NamedTuple):
+    """One row per attempt that ran in a recorded worker: what its own thread used from start to stop.
+
+    Counters of a coroutine (`kind`) are null: the event loop's thread ran other things
+    meanwhile.  What helper threads of a task did is in no row.  Reads and writes count
+    sockets and pipes too, as the kernel does.
+    """
+
+    time_ns: Annotated[int, Column("Start of the task's own code, on the worker's wall clock", unit="ns")]
+    key: Annotated[Key, _KEY]
+    run_id: Annotated[int, Column("Attempt", null="a method of an actor", null_value=-1)]
+    kind: Annotated[str, Column("task, coroutine or actor", category=True)]
+    outcome: Annotated[str, Column("returned or the class of what it raised", category=True)]
+    thread: Annotated[int, Column("threading.get_ident(); joins `results` and Darshan's pthread_id")]
+    wall_ns: Annotated[int, Column("Start to stop, monotonic clock", unit="ns")]
+    cpu_ns: Annotated[int, Column("CPU time of the thread", unit="ns", null=_NOT_COUNTED, null_value=-1)]
+    user_ns: Annotated[int, Column("CPU time in user mode", unit="ns", null=_NOT_COUNTED, null_value=-1)]
+    system_ns: Annotated[int, Column("CPU time in the kernel", unit="ns", null=_NOT_COUNTED, null_value=-1)]
+    queue_wait_ns: Annotated[
+        int, Column("Time ready to run without a CPU", unit="ns", null=_NOT_COUNTED, null_value=-1)
+    ]
+    voluntary_switch_count: Annotated[int, Column("Times it waited", null=_NOT_COUNTED, null_value=-1)]
+    involuntary_switch_count: Annotated[int, Column("Times it was put off the CPU", null=_NOT_COUNTED, null_value=-1)]
+    minor_fault_count: Annotated[int, Column("Page faults without I/O", null=_NOT_COUNTED, null_value=-1)]
+    major_fault_count: Annotated[
+        int, Column("Page faults with I/O, e.g. of memory maps", null=_NOT_COUNTED, null_value=-1)
+    ]
+    read_chars_bytes: Annotated[
+        int, Column("Bytes returned by read calls, cached or not", unit="bytes", null=_NOT_COUNTED, null_value=-1)
+    ]
+    written_chars_bytes: Annotated[
+        int, Column("Bytes given to write calls", unit="bytes", null=_NOT_COUNTED, null_value=-1)
+    ]
+    read_call_count: Annotated[int, Column("Read calls", null=_NOT_COUNTED, null_value=-1)]
+    write_call_count: Annotated[int, Column("Write calls", null=_NOT_COUNTED, null_value=-1)]
+    storage_read_bytes: Annotated[
+        int, Column("Bytes fetched from storage", unit="bytes", null=_NOT_COUNTED, null_value=-1)
+    ]
+    storage_written_bytes: Annotated[
+        int, Column("Bytes sent to storage", unit="bytes", null=_NOT_COUNTED, null_value=-1)
+    ]
+
+
+@table("clock_beacons", step=5, sort=("time_ns",))
+class ClockBeacon(NamedTuple):
+    """One row per one-byte write into a file that Darshan sees too: it ties Darshan's clock to the worker's."""
+
+    time_ns: Annotated[int, Column("Wall clock just before the write", unit="ns")]
+    after_ns: Annotated[int, Column("Wall clock just after the write", unit="ns")]
+    thread: Annotated[int, Column("threading.get_ident() of the writing thread")]
+    offset: Annotated[int, Column("Offset of the byte in the file")]
+    path: Annotated[str, Column("Path of the file", category=True)]
+
+
+@table("io_logs", step=5)
+class IoLog(NamedTuple):
+    """One row per Darshan log: what it is, and how much of it there is."""
+
+    log: Annotated[str, _LOG]
+    format_version: Annotated[str, Column("Version of the log format")]
+    hostname: Annotated[str | None, Column("Host", category=True, null="no traced file tells")]
+    pid: Annotated[int | None, Column("Process, from the name of the log", null="the name does not tell")]
+    exe: Annotated[str | None, Column("Command line, as Darshan cut it, secrets redacted", null="not readable")]
+    job_id: Annotated[int | None, Column("Job id as Darshan saw it", null="not readable")]
+    process_count: Annotated[int | None, Column("MPI ranks; 1 without MPI", null="not readable")]
+    start_s: Annotated[float | None, Column("Start of the process on its host's clock", unit="s", null="not readable")]
+    run_s: Annotated[float | None, Column("Darshan's run time", unit="s", null="the process was killed: not known")]
+    modules: Annotated[str, Column("JSON: module to its version, bytes, partial flag and state")]
+    segment_layout: Annotated[
+        str | None, Column("Layout of DXT segments: plain-32, thread-40, text-96, ...", null="no DXT in the log")
+    ]
+    has_thread_ids: Annotated[bool, Column("Whether segments name their thread")]
+    segment_count: Annotated[int, Column("DXT segments read")]
+    operation_count: Annotated[
+        int | None,
+        Column("Reads and writes by the counters of POSIX and MPI-IO, of files DXT could trace", null="no counters"),
+    ]
+    is_killed: Annotated[bool, Column("Whether it is a memory map left by a killed process: counters only")]
+    lost: Annotated[str | None, Column("JSON list: what is missing or damaged, in words", null="nothing known")]
+
+
+@table("io_files", step=5)
+class IoFile(NamedTuple):
+    """One row per file and Darshan module in one log: the module's counters."""
+
+    log: Annotated[str, _LOG]
+    module: Annotated[str, Column("POSIX, STDIO, MPI-IO, LUSTRE, H5F, H5D, HEATMAP, ...", category=True)]
+    file_id: Annotated[int, _FILE_ID]
+    path: Annotated[str | None, _PATH]
+    rank: Annotated[int, Column("MPI rank; -1: shared by all")]
+    mount: Annotated[str | None, Column("Mount point", category=True, null="not told")]
+    filesystem: Annotated[str | None, Column("Type of the file system", category=True, null="not told")]
+    open_count: Annotated[int | None, Column("Opens", null="the module does not count them")]
+    read_count: Annotated[int | None, Column("Reads", null="the module does not count them")]
+    write_count: Annotated[int | None, Column("Writes", null="the module does not count them")]
+    read_bytes: Annotated[int | None, Column("Bytes read", unit="bytes", null="the module does not count them")]
+    written_bytes: Annotated[int | None, Column("Bytes written", unit="bytes", null="the module does not count them")]
+    read_s: Annotated[float | None, Column("Time in reads", unit="s", null="the module does not count it")]
+    write_s: Annotated[float | None, Column("Time in writes", unit="s", null="the module does not count it")]
+    meta_s: Annotated[float | None, Column("Time in opens, stats, seeks, closes", unit="s", null="not counted")]
+    first_s: Annotated[float | None, Column("First open, since the log's start", unit="s", null="not told")]
+    last_s: Annotated[float | None, Column("Last close, or last use, since the log's start", unit="s", null="not told")]
+    counters: Annotated[str, Column("JSON: every counter of the record that is not zero, by Darshan's name")]
+
+
+@table("io_segments", step=5)
+class IoSegment(NamedTuple):
+    """One row per read or write that DXT traced."""
+
+    log: Annotated[str, _LOG]
+    module: Annotated[str, Column("POSIX or MPI-IO", category=True)]
+    direction: Annotated[str, Column("read or write", category=True)]
+    file_id: Annotated[int, _FILE_ID]
+    path: Annotated[str | None, _PATH]
+    rank: Annotated[int, Column("MPI rank")]
+    offset: Annotated[int, Column("Offset in the file; wrong for appends", null="not told by MPI-IO", null_value=-1)]
+    nbytes: Annotated[int, Column("Bytes asked for or moved", unit="bytes")]
+    start_s: Annotated[float, Column("Start, since the zero of the log's segment clock", unit="s")]
+    stop_s: Annotated[float, Column("Stop, since the zero of the log's segment clock", unit="s")]
+    thread: Annotated[
+        int, Column("pthread_self(), which is threading.get_ident()", null="not in this layout", null_value=-1)
+    ]
+
+
+@table("function_calls", step=5)
+class FunctionCall(NamedTuple):
+    """One row per function, task prefix and thread that Yappi saw in one process."""
+
+    clock: Annotated[str, Column("wall or cpu", category=True)]
+    prefix: Annotated[str | None, Column("Task prefix", category=True, null="outside tasks")]
+    thread: Annotated[int | None, Column("threading.get_ident()", null="not told")]
+    kind: Annotated[str, Column("task, coroutine (of the event loop) or other", category=True)]
+    function: Annotated[str, Column("Qualified name of the function", category=True)]
+    path: Annotated[str | None, Column("Source file", category=True, null="built in")]
+    line: Annotated[int | None, Column("First line", null="built in")]
+    call_count: Annotated[int, Column("Calls")]
+    primitive_call_count: Annotated[int, Column("Calls that were no recursion")]
+    own_s: Annotated[float, Column("Time in the function itself", unit="s")]
+    total_s: Annotated[float, Column("Time in it and what it called", unit="s")]

@@ -2,7 +2,7 @@
 
 One `Spool` per server (scheduler, worker, nanny, client): a list per table that hooks
 extend, and one file per table, ``spool/<role>-<server id>/<table>.arrows``.  One writer
-thread per process empties the lists more than once a second.  What has been written survives the
+thread per process empties the lists twice a second.  What has been written survives the
 death of the process, whatever kills it: nothing waits in a user-space buffer.
 
 Covers buffering, interning of keys, files, full or vanished disks, forks, and the count of
@@ -38,7 +38,7 @@ from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 logger = logging.getLogger("recup")
 _HOSTNAME = socket.gethostname()
 
-FLUSH_INTERVAL_S = 0.8
+FLUSH_INTERVAL_S = 0.5
 """A killed process loses at most the rows of this long (the promise is one second)."""
 _CHUNK_ROWS = 8192
 _BUFFERED_VALUES_LIMIT = 20_000_000
