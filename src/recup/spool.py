@@ -202,6 +202,7 @@ class Spool:
         self.closed_at_s: float | None = None
         self.counters: dict[str, float] = {}
         self.describing: threading.Thread | None = None
+        self.prepare: list[Callable[[], None]] = []
         self._lost: dict[tuple[str, str], list[Any]] = {}
         self._failures: dict[str, int] = {}
         _WRITER.add(self)
@@ -300,6 +301,8 @@ class Spool:
                 # Its block has to exist before a disk fills, and its server be named before it is killed.
                 if self._status.is_new:
                     self._status.write(self)
+                for prepare in self.prepare:
+                    prepare()
                 # Tables of step 2 come first: the keys they bring are then known to the others.
                 for name in list(TABLES):
                     if self._buffers.get(name):

@@ -22,6 +22,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from recup.capture import host, logs, session
 from recup.capture.sampling import Sampler, process_samples, worker_samples
+from recup.capture.threads import count_actor_methods, counting
 from recup.schema import FineMetric, ProcessEnd, Transfer, TransferKey
 from recup.spool import Spool
 
@@ -63,8 +64,14 @@ class RecupWorker(WorkerPlugin):
         def switch_off() -> None:
             self.transition = _nothing
 
-        self.transition, self._counts = transition_hook(spool, worker, switch_off)
-        undo = (_tap_transfers(spool, worker), _tap_spills(spool, worker), _record_clients_of_tasks(self.run_directory))
+        counters, count = counting(spool)
+        self.transition, self._counts = transition_hook(spool, worker, switch_off, count)
+        undo = (
+            _tap_transfers(spool, worker),
+            _tap_spills(spool, worker),
+            _record_clients_of_tasks(self.run_directory),
+            count_actor_methods(worker, counters),
+        )
         self._undo = [each for each in undo if each is not None]
         self._metrics: dict[Any, float] = {}
         logs.attach(spool)
@@ -124,7 +131,7 @@ class RecupWorker(WorkerPlugin):
 
 
 def transition_hook(
-    spool: Spool, worker: Any, switch_off: Callable[[], None]
+    spool: Spool, worker: Any, switch_off: Callable[[], None], executes: Callable[[Any], None]
 ) -> tuple[Callable[..., None], Callable[[], tuple[int, int]]]:
     """Return the transition hook and a function telling (calls, compound transitions).
 
@@ -132,6 +139,8 @@ def transition_hook(
     which it appends before handling.  Its transition counter counts a transition that goes
     through ``released`` once more than it calls the hook: those are counted here from the
     jumps, so that recorded + compound must equal Dask's own count.
+
+    `executes` is given the task when the worker is about to run it.
     """
     put, put_result = spool.extender("worker_transitions"), spool.extender("results")
     put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
@@ -161,6 +170,8 @@ def transition_hook(
                 put((time_ns(), key, run_id, start, finish, None if reached == finish else reached, cause))
             if finish == "executing":
                 delays[key] = worker.scheduler_delay
+                if task is not None:
+                    executes(task)
             elif stimulus is None:
                 return
             elif finish == "waiting":

@@ -1,0 +1,340 @@
+"""What each task used, counted in the thread that ran it: the recording half of step 5.
+
+The node of the graph that a worker is about to run is replaced by one that reads the
+kernel's counters of the thread, runs the original, and reads them again: `counting`.  This
+sees what no other place sees: plain, failing, retried, rescheduled and seceded tasks, on
+any thread pool, each with its key and attempt.  Methods of actors are counted around the
+actor's thread pool.  Coroutines have wall time only, as their thread runs other things.
+
+It does not cover tasks in process pools (the original node travels there), asynchronous
+methods of actors, nor helper threads: their use is the process's, not a task's.
+
+Nothing here may change a task: what it returns and raises passes through untouched, and
+Dask leaves the frames of this module out of tracebacks, as it does its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from operator import itemgetter
+from os import pread
+from resource import RUSAGE_THREAD, getrusage
+from time import perf_counter_ns, time_ns
+from types import CodeType, FunctionType
+from typing import Any
+
+from recup.schema import Thread
+from recup.spool import Spool
+
+try:
+    from dask._task_spec import GraphNode
+except ImportError:  # pragma: no cover - older than any supported Dask
+    GraphNode = None
+
+_WAITING_LIMIT = 500_000
+"""Attempts kept raw when the disk does not take them; more are dropped and counted."""
+_UNKNOWN = (-1,) * 14
+
+around: list[tuple[Callable[[str, Any], None], Callable[[], None]]] = []
+"""Pairs of (enter, leave) called in the task's thread around its own code, e.g. by a profiler."""
+
+
+class _OwnThread:
+    """The calling thread: its names, and open files with the kernel's counters of it.
+
+    A file of /proc/thread-self tells of the thread that opened it, as long as it is open.
+    Where the kernel has none, or keeps it from us, /dev/null stands in and tells nothing.
+    """
+
+    def __init__(self) -> None:
+        self.ident = threading.get_ident()
+        self.io = _opened("/proc/thread-self/io")
+        self.schedstat = _opened("/proc/thread-self/schedstat")
+
+    def __del__(self) -> None:
+        os.close(self.io)
+        os.close(self.schedstat)
+
+
+def _opened(path: str) -> int:
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.pread(number, 1, 0)
+        return number
+    except OSError:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class ThreadCounters:
+    """The counters of one worker's tasks, on their way to its spool.
+
+    Task threads leave what they read as it is, a tuple per attempt given to `leave`; the
+    writer thread makes rows of it.
+    """
+
+    def __init__(self, spool: Spool):
+        self._spool = spool
+        self._waiting: list[tuple[Any, ...]] = []
+        self.leave = self._waiting.append
+        self.failed = functools.partial(spool.failed, "thread_counters", table_name="thread_counters")
+        self.local = threading.local()
+        spool.prepare.append(self._make_rows)
+        # The child must not read counters of its parent; a method of this object would keep it for ever.
+        forget = weakref.WeakMethod(self._forget_parent)
+        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+
+    def meet_thread(self) -> _OwnThread:
+        """Return what is known of the calling thread, met for the first time, and record its names."""
+        own = self.local.own = _OwnThread()
+        name = threading.current_thread().name
+        self._spool.put(Thread(time.time_ns(), own.ident, threading.get_native_id(), name))
+        return own
+
+    def _forget_parent(self) -> None:
+        """In a forked child: the open files tell of the parent's thread."""
+        self.local = threading.local()
+
+    def _make_rows(self) -> None:
+        taken = self._waiting[:]
+        del self._waiting[: len(taken)]
+        if len(taken) > _WAITING_LIMIT:
+            surplus = len(taken) - _WAITING_LIMIT
+            self._spool.lose("dropped", "thread_counters", "more tasks ended than could be written", surplus)
+            taken = taken[surplus:]
+        put = self._spool.extender("thread_counters")
+        for key, run_id, kind, outcome, ident, begun, stop, io, schedstat, usage in taken:
+            start_ns, usage0, schedstat0, io0, start = begun
+            if usage is None:
+                put((start_ns, key, run_id, kind, outcome, ident, stop - start, *_UNKNOWN))
+                continue
+            # The kernel tells microseconds; as a difference of floats they are off by less than one.
+            user = int((usage[0] - usage0[0]) * 1e6 + 0.5) * 1000
+            system = int((usage[1] - usage0[1]) * 1e6 + 0.5) * 1000
+            put(
+                (
+                    start_ns, key, run_id, kind, outcome, ident, stop - start,
+                    user + system, user, system, _queue_wait(schedstat0, schedstat),
+                    usage[14] - usage0[14], usage[15] - usage0[15], usage[6] - usage0[6], usage[7] - usage0[7],
+                    *_moved(io0, io),
+                )
+            )  # fmt: skip
+
+
+def _queue_wait(before: bytes, after: bytes) -> int:
+    try:
+        return int(after.split()[1]) - int(before.split()[1])
+    except (IndexError, ValueError):
+        return -1
+
+
+def _moved(before: bytes, after: bytes) -> tuple[int, ...]:
+    """Return bytes and calls between two readings, less the first reading itself."""
+    try:
+        middle, end = before.index(b"syscw"), after.index(b"syscw")
+        first, last = before[:middle].split(), after[:end].split()
+        moved = (
+            int(last[1]) - int(first[1]) - len(before),
+            int(last[3]) - int(first[3]),
+            int(last[5]) - int(first[5]) - 1,
+        )
+        if before[middle:] == after[end:]:
+            return (*moved, 0, 0, 0)
+        first, last = before[middle:].split(), after[end:].split()
+        return (*moved, *(int(last[place]) - int(first[place]) for place in (1, 3, 5)))
+    except (IndexError, ValueError):
+        return (-1,) * 6
+
+
+# ---------------------------------------------------------------- around a task
+
+
+if GraphNode is not None:
+
+    class CountedNode(GraphNode):
+        """A node that counts what its thread uses while the node it stands for runs."""
+
+        __slots__ = ("counters", "inner", "kind", "prefix", "run_id")
+
+        def __init__(self, inner: Any, run_id: int, prefix: str, counters: ThreadCounters, kind: str = "task"):
+            self.key = inner.key  # type: ignore[misc]
+            self._dependencies = inner._dependencies  # type: ignore[misc]
+            self.inner = inner
+            self.run_id = run_id
+            self.prefix = prefix
+            self.counters = counters
+            self.kind = kind
+
+        @property
+        def is_coro(self) -> bool:
+            """Whether the worker awaits what it returns."""
+            return bool(self.inner.is_coro)
+
+        @property
+        def data_producer(self) -> bool:
+            """Whether the node it stands for says so."""
+            return bool(self.inner.data_producer)
+
+        @property
+        def block_fusion(self) -> bool:
+            """Whether the node it stands for says so."""
+            return bool(self.inner.block_fusion)
+
+        def __repr__(self) -> str:
+            return repr(self.inner)
+
+        def __sizeof__(self) -> int:
+            return int(self.inner.__sizeof__())
+
+        def __eq__(self, other: object) -> bool:
+            return bool(self.inner == (other.inner if isinstance(other, CountedNode) else other))
+
+        def __hash__(self) -> int:
+            return hash(self.inner)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            # In a process pool or a dump of the cluster's state: the node itself, where recup may not be installed.
+            return itemgetter(0), ((self.inner,),)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+
+def counting(spool: Spool) -> tuple[ThreadCounters, Callable[[Any], None]]:
+    """Return the counters of a worker and a function that has a task of it counted.
+
+    The function takes Dask's TaskState when the worker decided to execute it and puts the
+    counting node in place of its own.
+    """
+    counters = ThreadCounters(spool)
+    if GraphNode is None:
+        spool.lose("not_captured", "thread_counters", "this Dask has no GraphNode")
+        return counters, lambda task: None
+    refused = False
+
+    def count(task: Any) -> None:
+        nonlocal refused
+        node = task.run_spec
+        if type(node) is CountedNode:
+            node = node.inner
+        if isinstance(node, GraphNode):
+            task.run_spec = CountedNode(node, task.run_id, task.prefix, counters)
+        elif not refused:
+            refused = True
+            spool.lose("not_captured", "thread_counters", f"tasks are {type(node).__name__}, not GraphNode")
+
+    return counters, count
+
+
+def _call(node: Any, values: Any) -> Any:
+    """Run the node it stands for, and read the counters of the thread before and after."""
+    counters, entered = node.counters, 0
+    begun = None
+    # Written out, without a call more than needed: this is the price of every task.
+    try:
+        if node.inner.is_coro:
+            return _awaited(node, values)
+        if around:
+            for enter, _ in around:
+                enter(node.prefix, node.key)
+                entered += 1
+        try:
+            own = counters.local.own
+        except AttributeError:
+            own = counters.meet_thread()
+        io, schedstat = own.io, own.schedstat
+        # The last reading of I/O is the one that is counted in the next, and taken off it.
+        begun = time_ns(), getrusage(RUSAGE_THREAD), pread(schedstat, 96, 0), pread(io, 512, 0), perf_counter_ns()
+    except Exception as reason:  # noqa: BLE001 - the task must run
+        counters.failed(reason)
+    outcome = "returned"
+    try:
+        return node.inner(values)
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        try:
+            if begun is not None:
+                stop = perf_counter_ns()
+                readings = pread(io, 512, 0), pread(schedstat, 96, 0), getrusage(RUSAGE_THREAD)
+                counters.leave((node.key, node.run_id, node.kind, outcome, own.ident, begun, stop, *readings))
+            if entered:
+                for _, leave in around[:entered]:
+                    leave()
+        except Exception as reason:  # noqa: BLE001 - the task has run and its result must pass
+            counters.failed(reason)
+
+
+async def _await(node: Any, values: Any) -> Any:
+    """Run a node that is a coroutine, and take its wall time."""
+    begun, outcome = (time_ns(), None, b"", b"", perf_counter_ns()), "returned"
+    try:
+        return await node.inner(values)
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        stop, ident = perf_counter_ns(), threading.get_ident()
+        node.counters.leave((node.key, node.run_id, "coroutine", outcome, ident, begun, stop, b"", b"", None))
+
+
+def _unseen(function: Any) -> Any:
+    """Return the function under a file name whose frames Dask leaves out of tracebacks (`get_traceback`)."""
+    code: CodeType = function.__code__
+    name = f"<recup around {os.path.join('distributed', 'worker')}>"
+    return FunctionType(code.replace(co_filename=name), function.__globals__, function.__name__)
+
+
+_awaited = _unseen(_await)
+if GraphNode is not None:
+    CountedNode.__call__ = _unseen(_call)
+
+
+# ---------------------------------------------------------------- around an actor's methods
+
+
+class _Method:
+    """A call of an actor's method in the form of a node; its key is ``<prefix of the actor>.<method>``."""
+
+    is_coro = False
+    _dependencies: frozenset[Any] = frozenset()
+
+    def __init__(self, key: str, call: Callable[[], Any]):
+        self.key = key
+        self.call = call
+
+    def __call__(self, _: Any) -> Any:
+        return self.call()
+
+
+def count_actor_methods(worker: Any, counters: ThreadCounters) -> Callable[[], None] | None:
+    """Count methods of actors run in the worker's actor thread; returns the way back.
+
+    Only the instance's `submit` is replaced: Dask tells thread pools by the name of their class.
+    """
+    executor = getattr(worker, "executors", {}).get("actor")
+    if executor is None:
+        return None
+    original = executor.submit
+
+    def submit(function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if getattr(function, "__name__", "") == "_run_actor" and len(args) > 4:
+            return original(functools.partial(run, function, args[4]), *args, **kwargs)
+        return original(function, *args, **kwargs)
+
+    def run(function: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        method = _Method(name, functools.partial(function, *args, **kwargs))
+        return CountedNode(method, -1, name, counters, "actor")(None)
+
+    executor.submit = submit
+
+    def undo() -> None:
+        if executor.__dict__.get("submit") is submit:
+            del executor.submit
+
+    return undo
