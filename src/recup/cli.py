@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,6 +59,8 @@ class _Untouched(click.Command):
                 end = place + (2 if args[place] == "-m" else 1)
                 args = [*args[:end], "--", *args[end:]]
                 break
+            if args[place] == "--darshan":  # its value is optional, and what follows is the program
+                args = [*args[:place], "--darshan=auto", *args[place + 1 :]]
             place += 2 if args[place] == "--root" else 1
         return super().parse_args(ctx, args)
 
@@ -103,6 +106,9 @@ def main() -> None:
 @click.option("--quiet", is_flag=True, help="Print nothing of recup's own, except what went wrong.")
 @click.option("--no-source", is_flag=True, help="Record no source text of the script.")
 @click.option("--json", "as_json", is_flag=True, help="Print the first page as JSON, on stderr.")
+@click.option(
+    "--darshan", metavar="[=PATH]", help="Record files of workers with Darshan; PATH: libdarshan or its prefix."
+)
 @click.option("-m", "module", metavar="MODULE", help="Run a module, as `python -m` does; ends the options.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="TARGET [ARGS]...")
 def run_verb(
@@ -112,6 +118,7 @@ def run_verb(
     quiet: bool,
     no_source: bool,
     as_json: bool,
+    darshan: str | None,
     module: str | None,
     command: tuple[str, ...],
 ) -> None:
@@ -137,7 +144,7 @@ def run_verb(
     else:
         line, script = [sys.executable, "-m", module, *command], None
     with _source_switched_off() if no_source else contextlib.nullcontext():
-        path, code = run_program(line, script, runs_root(root))
+        path, code = run_program(line, script, runs_root(root), darshan=darshan)
     _after_program(path, no_seal=no_seal, quiet=quiet, as_json=as_json)
     end_like(code)
 
@@ -173,12 +180,30 @@ def _after_program(path: Path, *, no_seal: bool, quiet: bool, as_json: bool) -> 
         complain(f"{type(reason).__name__}: {reason}; the record stays in {path}")
 
 
+def _take_darshan_logs(path: Path) -> None:
+    """Bring Darshan's logs of a run that has ended together and read them into its rows, if it has any."""
+    from recup.terminal import complain
+
+    if not (path / "foreign" / "darshan").is_dir():
+        return
+    from recup.capture.darshan_logs import collect_logs
+
+    for missing in collect_logs(path):
+        complain(f"Darshan: {missing}")
+    try:
+        import_module("recup.ingest.darshan").ingest_foreign(path)
+    except Exception as reason:  # noqa: BLE001 - the run is sealed with or without
+        complain(f"Darshan logs are not read in: {type(reason).__name__}: {reason}; they stay in {path}")
+
+
 def _seal_and_show(path: Path, *, no_seal: bool, quiet: bool, as_json: bool) -> None:
     from recup.launch import collect_local_spools, wait_for_stragglers
     from recup.terminal import Page, complain, print_json, progress
 
     stragglers = wait_for_stragglers(path)
     collect_local_spools(path)
+    if not stragglers and not no_seal:
+        _take_darshan_logs(path)
     if stragglers:
         shown = ", ".join(map(str, stragglers[:5])) + (" ..." if len(stragglers) > 5 else "")
         complain(f"not sealed: still written by process {shown}; `recup seal {path.name}` when it has ended")

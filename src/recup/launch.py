@@ -73,8 +73,20 @@ def recording_environment(run_directory: Path, environment: Mapping[str, str]) -
     return changed
 
 
-def run_program(command: list[str], script: str | None, root: Path) -> tuple[Path, int]:
+def run_program(command: list[str], script: str | None, root: Path, *, darshan: str | None = None) -> tuple[Path, int]:
     """Run a command with recording on and wait for it.
+
+    Parameters
+    ----------
+    command : list of str
+        The command line.
+    script : str, optional
+        The script in it.
+    root : Path
+        The runs root.
+    darshan : str, optional
+        Also record workers with Darshan: ``auto``, or the path of libdarshan or its prefix.
+        Where there is none that is said on stderr, and the program runs without.
 
     Returns
     -------
@@ -93,6 +105,7 @@ def run_program(command: list[str], script: str | None, root: Path) -> tuple[Pat
             f"The run cannot be recorded under {root}: {reason.strerror}. Name another place with --root or $RECUP_ROOT."
         ) from reason
     environment = recording_environment(run_directory, os.environ)
+    asked_in_vain = _ask_for_darshan(run_directory, darshan) if darshan is not None else ""
     with _signals_forwarded() as children:
         try:
             process = subprocess.Popen(command, env=environment)
@@ -101,6 +114,8 @@ def run_program(command: list[str], script: str | None, root: Path) -> tuple[Pat
             raise NotRunnable(f"{command[0]} could not be started: {reason.strerror}.") from reason
         children.append(process)
         spool = _describe_launch(run_directory, script)
+        if spool is not None and asked_in_vain:
+            spool.lose("not_captured", "io_logs", asked_in_vain)
         code = process.wait()
     if spool is not None:
         spool.close()
@@ -113,6 +128,19 @@ def run_program(command: list[str], script: str | None, root: Path) -> tuple[Pat
             signal=-code if code < 0 else None,
         )
     return run_directory, code
+
+
+def _ask_for_darshan(run_directory: Path, told: str) -> str:
+    """Ask the run's nannies to start workers under Darshan; returns, and says, why that is in vain."""
+    from recup.capture.darshan import request_darshan
+
+    try:
+        reason = request_darshan(run_directory, None if told == "auto" else told).reason
+    except Exception as error:  # noqa: BLE001 - the program runs without
+        reason = f"Darshan could not be asked for: {error!r}"
+    if reason:
+        sys.stderr.write(f"recup: no Darshan in this run, only counters of threads. {reason}\n")
+    return reason
 
 
 def _describe_launch(run_directory: Path, script: str | None) -> Any:

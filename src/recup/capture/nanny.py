@@ -14,7 +14,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import NannyPlugin
 
-from recup.capture import host, logs, session
+from recup.capture import darshan, host, logs, session
 from recup.schema import ProcessEnd
 from recup.spool import Spool
 
@@ -46,6 +46,7 @@ class RecupNanny(NannyPlugin):
         self._reason: str | None = None
         logs.attach(spool)
         self._wrap(nanny)
+        self._instrument(nanny)
         spool.describing = host.record_process_in_background(
             spool,
             role="nanny",
@@ -58,6 +59,12 @@ class RecupNanny(NannyPlugin):
         )
         self._loop = asyncio.get_running_loop()
         self._note_pid()
+
+    def _instrument(self, nanny: Any) -> None:
+        try:
+            darshan.instrument_worker_of(nanny, self._spool, self.run_directory)
+        except Exception as reason:  # noqa: BLE001 - the worker starts without Darshan
+            self._spool.lose("not_captured", "io_logs", f"worker not started under Darshan: {reason!r}"[:300])
 
     def _wrap(self, nanny: Any) -> None:
         """See each exit of the worker process, and the reason of each kill by the nanny."""

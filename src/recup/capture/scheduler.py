@@ -19,7 +19,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from recup.capture import host, logs, session
+from recup.capture import darshan, host, logs, session
 from recup.capture.graphs import keys_digest
 from recup.capture.plugins import packed_plugin
 from recup.capture.redaction import redacted_text
@@ -77,6 +77,7 @@ class RecupScheduler(SchedulerPlugin):
         self._run_directory = directory
         self._scheduler = scheduler
         self._spool = spool = Spool(session.spool_root(directory), "scheduler", scheduler.id)
+        darshan.request_as_configured(directory, spool)
         self._submission_count = 0
         self._known_workers: dict[str, str | None] = {}
         self._read_graph = graph_reader(spool, scheduler)

@@ -20,7 +20,7 @@ import dask
 from distributed import Scheduler
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from recup.capture import host, logs, session
+from recup.capture import darshan, host, logs, session
 from recup.capture.sampling import Sampler, process_samples, worker_samples
 from recup.capture.threads import count_actor_methods, counting
 from recup.schema import FineMetric, ProcessEnd, Transfer, TransferKey
@@ -75,6 +75,7 @@ class RecupWorker(WorkerPlugin):
         self._undo = [each for each in undo if each is not None]
         self._metrics: dict[Any, float] = {}
         logs.attach(spool)
+        self._darshan = darshan.attach(spool, worker, self.run_directory)
         spool.describing = host.record_process_in_background(
             spool,
             role="worker",
@@ -97,6 +98,8 @@ class RecupWorker(WorkerPlugin):
                 undo()
             now = time.time_ns()
             self._spool.put(ProcessEnd(now, worker.id, "worker", None, "closed", None, None, None))
+            if self._darshan is not None:
+                await self._darshan.end()
             await session.closed_soon(self._spool)
             logs.detach(self._spool)
 
