@@ -1,0 +1,161 @@
+"""The node that counts stands for the one it replaces, and its counters are plain differences."""
+
+import asyncio
+import os
+import pickle
+import threading
+import types
+
+import pyarrow as pa
+import pytest
+from dask._task_spec import Task
+
+from recup.capture import threads
+from recup.capture.threads import CountedNode, counting
+from recup.spool import Spool
+
+IO = b"rchar: %d\nwchar: %d\nsyscr: %d\nsyscw: %d\nread_bytes: %d\nwrite_bytes: %d\ncancelled_write_bytes: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        ((1000, 50, 7, 3, 0, 0), (1000, 50, 8, 3, 0, 0), (0, 0, 0, 0, 0, 0)),
+        ((1000, 50, 7, 3, 0, 0), (1500, 50, 10, 3, 4096, 0), (500, 0, 2, 0, 4096, 0)),
+        ((999, 9, 9, 9, 0, 0), (99_999, 109, 12, 10, 0, 8192), (99_000, 100, 2, 1, 0, 8192)),
+    ],
+)
+def test_bytes_moved_are_the_difference_less_the_first_reading_itself(before, after, moved):
+    first = IO % before
+    last = IO % (after[0] + len(first), *after[1:])
+    assert threads._moved(first, last) == moved
+
+
+@pytest.mark.parametrize("reading", [b"", b"rchar: x\nsyscw: 1\n", b"rchar: 1\n"])
+def test_what_the_kernel_does_not_tell_is_unknown_and_not_zero(reading):
+    assert threads._moved(reading, reading) == (-1,) * 6
+    assert threads._queue_wait(b"", b"1 2 3") == -1
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool(tmp_path, "worker", "w")
+    yield spool
+    spool.close()
+
+
+def counted(spool, function, *arguments, key="k", run_id=5):
+    """A task as the worker holds it, its node replaced by the counting one."""
+    task = types.SimpleNamespace(run_spec=Task(key, function, *arguments), run_id=run_id, prefix="p")
+    counting(spool)[1](task)
+    assert type(task.run_spec) is CountedNode
+    return task
+
+
+def rows(spool, table):
+    spool.flush()
+    path = spool.directory / f"{table}.arrows"
+    return pa.ipc.open_stream(path.read_bytes()).read_all().to_pylist() if path.exists() else []
+
+
+def outcomes(spool):
+    return [(row["run_id"], row["kind"], row["outcome"]) for row in rows(spool, "thread_counters")]
+
+
+def test_the_result_and_the_exception_of_a_task_pass_through(spool):
+    assert counted(spool, abs, -1).run_spec({}) == 1
+    with pytest.raises(ZeroDivisionError, match="by zero"):
+        counted(spool, divmod, 1, 0, run_id=6).run_spec({})
+    assert outcomes(spool) == [(5, "task", "returned"), (6, "task", "ZeroDivisionError")]
+
+
+def test_the_node_looks_travels_and_compares_like_the_one_it_stands_for(spool):
+    node = Task("k", abs, -1)
+    stand_in = counted(spool, abs, -1).run_spec
+    assert repr(stand_in) == repr(node)
+    assert (stand_in.key, stand_in.dependencies, stand_in.func) == ("k", node.dependencies, abs)
+    assert stand_in == node
+    travelled = pickle.loads(pickle.dumps(stand_in))
+    assert (type(travelled), travelled({})) == (Task, 1)
+
+
+def test_a_task_that_is_run_again_is_not_counted_twice(spool):
+    task = counted(spool, abs, -1)
+    task.run_id = 9
+    counting(spool)[1](task)
+    assert task.run_spec({}) == 1
+    assert outcomes(spool) == [(9, "task", "returned")]
+
+
+def test_a_coroutine_is_awaited_and_its_failure_passes(spool):
+    async def double(x):
+        return 2 * x
+
+    async def fail():
+        raise LookupError("no")
+
+    assert asyncio.run(counted(spool, double, 4).run_spec({})) == 8
+    with pytest.raises(LookupError, match="no"):
+        asyncio.run(counted(spool, fail).run_spec({}))
+    assert outcomes(spool) == [(5, "coroutine", "returned"), (5, "coroutine", "LookupError")]
+
+
+def test_a_bug_of_the_counting_costs_the_row_and_not_the_task(spool, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("bug")
+
+    task = counted(spool, abs, -1)
+    monkeypatch.setitem(threads.CountedNode.__call__.__globals__, "getrusage", broken)
+    assert task.run_spec({}) == 1
+    monkeypatch.undo()
+    assert outcomes(spool) == []
+    assert [(row["kind"], row["table"], row["row_count"]) for row in rows(spool, "losses")] == [
+        ("hook_failed", "thread_counters", 1)
+    ]
+
+
+def test_what_is_called_around_a_task_cannot_hurt_it(spool, monkeypatch):
+    calls = []
+
+    def broken():
+        raise RuntimeError("bug")
+
+    pairs = [(lambda prefix, key: calls.append((prefix, key)), lambda: calls.append("left")), (lambda *_: None, broken)]
+    monkeypatch.setattr(threads, "around", pairs)
+    assert counted(spool, abs, -1).run_spec({}) == 1
+    assert calls == [("p", "k"), "left"]
+    assert outcomes(spool) == [(5, "task", "returned")]
+
+
+def test_a_forked_child_does_not_read_the_counters_of_its_parents_thread(spool):
+    task = counted(spool, abs, -1)
+    task.run_spec({})
+    reader, writer = os.pipe()
+    local = task.run_spec.counters.local
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, b"new" if task.run_spec.counters.local is not local else b"old")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reader, 3) == b"new"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_files_of_a_thread_are_closed_with_it(spool):
+    task = counted(spool, abs, -1)
+
+    def own_files():
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                count += "schedstat" in os.readlink(f"/proc/self/fd/{name}")
+            except OSError:
+                continue
+        return count
+
+    before = own_files()
+    thread = threading.Thread(target=task.run_spec, args=({},))
+    thread.start()
+    thread.join()
+    assert own_files() == before
