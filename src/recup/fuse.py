@@ -1,7 +1,8 @@
 """Views: what follows from the raw tables of several servers taken together.
 
 Covers identity of servers, clocks, attempts of tasks, activities of workers, transfers
-seen from both ends, lives of workers, submissions seen from both ends, and a summary.
+seen from both ends, lives of workers, submissions seen from both ends, I/O of tasks, and
+a summary.
 It does not cover raw tables (`recup.schema`) nor answers to questions (`recup.analyse`).
 
 Every view says what is observed or follows; what does not follow is null or ``unknown``.
@@ -14,7 +15,9 @@ clock is known better.
 from __future__ import annotations
 
 from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, TASK_RUNS
+from recup.fuse_io import IO_VIEWS
 from recup.fuse_servers import CLOCKS, SERVERS, WORKER_LIVES
+from recup.fuse_threads import TASK_COUNTERS
 from recup.store import View, ViewColumn
 
 _SCHEDULER_ID = ViewColumn("scheduler_id", "Server id of the scheduler", null="not told")
@@ -299,5 +302,7 @@ VIEWS: tuple[View, ...] = (
     TRANSFERS_DISTINCT,
     SUBMISSION_STORY,
     RUN_SUMMARY,
+    TASK_COUNTERS,
+    *IO_VIEWS,
 )
 """Every view, those it needs before it."""

@@ -1,0 +1,364 @@
+"""Views that join Darshan's I/O to attempts of tasks: who did which read and write, and how sure that is.
+
+Part of `recup.fuse`, which says what all views have in common; whose log it is and how
+clocks stand is in `recup.fuse_io_clocks`.
+
+A segment is claimed for an attempt only where nothing else is possible:
+
+thread       it lies, with all bounds of error, inside the one attempt that held its thread
+time_unique  its thread is not told, and one attempt of the process could have done it: it lies
+             inside, nothing else may have run, and nothing used the file outside tasks
+path         its thread is not told, and its file was opened once and closed inside this attempt
+shared       attempts could have done it, by its thread or (not told) its process: none is claimed
+helper       its thread runs no task, but attempts ran meanwhile: none is claimed
+none         no attempt could have done it, or nothing is known of its process
+
+Without thread ids, files of Python, Dask and recup are never claimed: the main thread
+reads and writes them while tasks run.
+"""
+
+from __future__ import annotations
+
+from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_PROCESSES, IO_STEPS, IO_THREADS
+from recup.store import View, ViewColumn
+
+ATTRIBUTIONS = ("thread", "time_unique", "path", "shared", "helper", "none")
+"""Every value of `task_io.attribution`; the first three claim an attempt."""
+
+_NO_CLAIM = "no attempt is claimed"
+_CLAIMED = (
+    ViewColumn("scheduler_id", "Server id of the scheduler", null="nothing is known of the process"),
+    ViewColumn("key", "Dask key of the task that did it", null=_NO_CLAIM),
+    ViewColumn("key_id", "Number of the key", null=_NO_CLAIM),
+    ViewColumn("run_id", "Attempt", null=f"{_NO_CLAIM}, or a method of an actor"),
+    ViewColumn("prefix", "Dask's task prefix", null=f"{_NO_CLAIM}, or the graph is not recorded"),
+    ViewColumn("worker", "Address of the worker", null="nothing is known of the process, or it is no worker"),
+    ViewColumn("worker_id", "Server id of the worker", null="nothing is known of the process, or it is no worker"),
+)
+
+IO_NAMES = View(
+    "io_names",
+    "One row per log and file: its names, what its counters say of when it was open, and whether it is a file of "
+    "Python, Dask or recup.",
+    (),
+    """
+with seen as (
+    select log, file_id, any_value(path) as path
+    from (
+        select log, file_id, any_value(path) as path from raw.io_segments group by all
+        union all
+        select log, file_id, any_value(path) from raw.io_files group by all
+    )
+    group by all
+), records as (
+    select
+        log,
+        file_id,
+        max(open_count) filter (module = 'POSIX') as open_count,
+        min(first_s) filter (module = 'POSIX') as first_s,
+        max(last_s) filter (module = 'POSIX') as last_s,
+        min(first_s) filter (module in ('POSIX', 'STDIO')) as any_first_s,
+        max(last_s) filter (module in ('POSIX', 'STDIO')) as any_last_s,
+        max(try_cast(counters ->> '$.STDIO_FDOPENS' as bigint)) filter (module = 'STDIO') as fdopen_count,
+        max(greatest(
+            try_cast(counters ->> '$.STDIO_MAX_BYTE_READ' as bigint),
+            try_cast(counters ->> '$.STDIO_MAX_BYTE_WRITTEN' as bigint)
+        )) filter (module = 'STDIO') + 1 as stream_end
+    from raw.io_files
+    group by log, file_id
+), renamed as (
+    -- Darshan keeps the id of the old name, an unsigned number, on the record of the new one.
+    select
+        log,
+        file_id as new_id,
+        try_cast(counters ->> '$.POSIX_RENAMED_FROM' as hugeint) as raw_id,
+        case when raw_id >= 9223372036854775808 then raw_id - 18446744073709551616 else raw_id end::bigint as file_id
+    from raw.io_files
+    where module = 'POSIX' and contains(counters, 'POSIX_RENAMED_FROM')
+), new_names as (
+    select r.log, r.file_id, any_value(s.path) as path
+    from renamed r
+    join seen s on s.log = r.log and s.file_id = r.new_id
+    where r.raw_id <> 0
+    group by r.log, r.file_id
+    having count(distinct r.new_id) = 1
+), own_places as (
+    select distinct rtrim(place, '/') || '/' as place
+    from (
+        select local_directory as place from raw.processes
+        union all
+        select path from raw.filesystems where purpose = 'run'
+        union all
+        select regexp_extract(executable, '^(.*)/bin/[^/]*$', 1) from raw.processes
+    )
+    where length(place) > 1 and place not in ('/usr', '/usr/local')
+), own_files as (
+    select distinct log, file_id from seen join own_places on starts_with(seen.path, own_places.place)
+)
+select
+    row_number() over () as file,
+    s.log,
+    s.file_id,
+    coalesce(n.path, s.path) as path,
+    case when n.path is not null then s.path end as written_as,
+    r.open_count,
+    r.first_s,
+    r.last_s,
+    r.any_first_s,
+    r.any_last_s,
+    coalesce(r.fdopen_count, 0) > 0 as is_reopened_as_stream,
+    r.stream_end,
+    b.path is not null as is_beacon,
+    b.path is not null
+        or own_files.file_id is not null
+        or coalesce(regexp_matches(
+            s.path,
+            '(/site-packages/|/dist-packages/|/lib/python[0-9.]+/|[.](py|pyc|pyi|pth|so)$|[.]so[.][0-9.]+$|/pyvenv[.]cfg$'
+            || '|^/(proc|sys|dev|etc|lib|lib64|usr/lib|usr/lib64|usr/share)/|/[.]config/dask/)'
+        ), false) as is_runtime
+from seen s
+left join records r on r.log = s.log and r.file_id = s.file_id
+left join new_names n on n.log = s.log and n.file_id = s.file_id
+left join own_files on own_files.log = s.log and own_files.file_id = s.file_id
+left join (select distinct path from raw.clock_beacons) b on b.path = s.path
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
+IO_LOOSE_FILES = View(
+    "io_loose_files",
+    "One row per file, of logs without thread ids, that was used while no attempt ran: something else than tasks uses "
+    "it, so that time alone tells nothing.",
+    (),
+    """
+with placed as (
+    select
+        n.file,
+        c.process,
+        c.zero_ns + try_cast(s.start_s * 1e9 as bigint) - c.error_ns as from_ns,
+        c.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + c.error_ns as to_ns
+    from raw.io_segments s
+    join io_clocks c on c.log = s.log
+    join io_names n on n.log = s.log and n.file_id = s.file_id
+    where s.thread is null and c.process is not null
+)
+select distinct p.file
+from placed p
+asof left join (select * from io_steps where is_begin and scope = 0) b
+    on b.process = p.process and p.to_ns >= b.at_ns
+asof left join (select * from io_steps where not is_begin and scope = 0) e
+    on e.process = p.process and p.from_ns > e.at_ns
+where coalesce(b.attempts, 0) = coalesce(e.attempts, 0)
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
+IO_FILE_OWNERS = View(
+    "io_file_owners",
+    "One row per file, of logs without thread ids, that one attempt surely opened and closed: it was opened once, and "
+    "from that to its end one attempt may have run, and did.",
+    (),
+    """
+with opened_once as (
+    select
+        n.file,
+        c.process,
+        c.zero_ns + try_cast(n.first_s * 1e9 as bigint) as opened_ns,
+        c.zero_ns + try_cast(n.last_s * 1e9 as bigint) as closed_ns,
+        c.error_ns
+    from io_names n
+    join io_clocks c on c.log = n.log
+    where n.open_count = 1 and not c.has_thread_ids and not c.is_doubtful and c.process is not null
+        and not n.is_runtime and not n.is_reopened_as_stream and n.last_s >= n.first_s
+), pairs as (
+    select f.*, f.opened_ns + f.error_ns as opened_by_ns, d.thread
+    from opened_once f
+    join (select distinct process, thread from io_threads) d on d.process = f.process
+), held as (
+    select
+        f.file,
+        t.attempt,
+        coalesce(t.out_to_ns >= f.closed_ns - f.error_ns, false) as is_possible,
+        is_possible and t.in_from_ns <= f.opened_ns - f.error_ns and t.in_to_ns >= f.closed_ns + f.error_ns as is_sure,
+        coalesce(t.before_to_ns >= f.closed_ns - f.error_ns, false) as is_crowded
+    from pairs f
+    asof left join io_threads t on t.process = f.process and t.thread = f.thread and f.opened_by_ns >= t.out_from_ns
+), others as (
+    -- Coroutines and attempts without an end held no thread that is known; they might have done it.
+    select distinct f.file
+    from opened_once f
+    join io_attempts a
+        on a.process = f.process and a.thread is null
+        and a.out_from_ns <= f.closed_ns + f.error_ns and a.out_to_ns >= f.opened_ns - f.error_ns
+)
+select file, any_value(attempt) filter (is_sure) as attempt
+from held
+where file not in (select file from others)
+group by file
+having count(*) filter (is_possible) = 1 and count(*) filter (is_sure) = 1 and not bool_or(is_crowded)
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
+TASK_IO = View(
+    "task_io",
+    "One row per read or write that Darshan's DXT traced, with the attempt that did it where that is sure.  Nothing is "
+    "left out: rows of which no attempt is claimed keep a null key, so totals add up.  Times are the scheduler's.",
+    (
+        ViewColumn("log", "Name of the Darshan log"),
+        ViewColumn("module", "POSIX or MPI-IO; what MPI-IO does is in POSIX rows again"),
+        ViewColumn("direction", "read or write"),
+        ViewColumn("path", "Path of the file, by its last name where it was renamed", null="the log lost the name"),
+        ViewColumn("written_as", "The name it had before it was renamed", null="not renamed"),
+        ViewColumn("offset", "Offset in the file; wrong for appends", null="not told by MPI-IO"),
+        ViewColumn("nbytes", "Bytes asked for or moved", "bytes"),
+        ViewColumn("start_s", "Start", "s", "the log tells no start"),
+        ViewColumn("stop_s", "Stop", "s", "the log tells no start"),
+        *_CLAIMED,
+        ViewColumn("thread", "threading.get_ident() of the thread that did it", null="not in this log"),
+        ViewColumn("attribution", "thread, time_unique, path (these claim an attempt), shared, helper or none"),
+        ViewColumn("candidate_count", "Attempts that could have done it", null="nothing is known of the process"),
+        ViewColumn(
+            "clock_error_s", "Bound of what start and stop may be off by, on the scheduler's clock", "s", "not known"
+        ),
+        ViewColumn(
+            "is_phantom",
+            "Whether Darshan may have booked another descriptor's bytes on this file: it was reopened as a C stream "
+            "whose close Darshan does not see, and this lies outside its life, its size or the threads of tasks",
+        ),
+        ViewColumn("is_runtime", "Whether it is a file of Python, Dask or recup"),
+    ),
+    """
+with placed as (
+    select
+        n.file,
+        s.module,
+        s.direction,
+        s."offset",
+        s.nbytes,
+        s.thread,
+        s.thread is not null and d.thread is not null as is_task_thread,
+        c.process,
+        c.zero_ns + try_cast(s.start_s * 1e9 as bigint) - c.error_ns as from_ns,
+        c.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + c.error_ns as to_ns,
+        n.is_reopened_as_stream and (
+            not (s.start_s >= n.any_first_s and s.stop_s <= n.any_last_s)
+            or s."offset" + s.nbytes > n.stream_end
+            or (s.thread is not null and d.thread is null)
+        ) as may_be_phantom,
+        n.is_beacon
+    from raw.io_segments s
+    join io_names n on n.log = s.log and n.file_id = s.file_id
+    left join io_clocks c on c.log = s.log
+    left join (select distinct process, thread from io_threads) d on d.process = c.process and d.thread = s.thread
+), by_thread as (
+    select
+        p.*,
+        case
+            when t.in_from_ns <= p.from_ns and p.to_ns <= t.in_to_ns and coalesce(t.before_to_ns < p.from_ns, true)
+                and not p.is_beacon and not coalesce(p.may_be_phantom, false)
+            then t.attempt
+        end as thread_attempt,
+        case when thread_attempt is null and not p.is_beacon and not coalesce(p.may_be_phantom, false) then p.process end
+            as asked_process,
+        case when p.is_task_thread then p.thread else 0 end as scope
+    from placed p
+    asof left join io_threads t on t.process = p.process and t.thread = p.thread and p.to_ns >= t.out_from_ns
+), weighed as (
+    select
+        w.*,
+        case
+            when w.thread_attempt is not null then 1
+            when w.asked_process is not null and w.from_ns is not null
+                then coalesce(b.attempts, 0) - coalesce(e.attempts, 0)
+            when w.process is not null then 0
+        end as candidate_count,
+        case when w.thread is null and coalesce(b.attempts, 0) - coalesce(e.attempts, 0) = 1
+            then coalesce(b.numbers, 0) - coalesce(e.numbers, 0) end as only_attempt
+    from by_thread w
+    asof left join (select * from io_steps where is_begin) b
+        on b.process = w.asked_process and b.scope = w.scope and w.to_ns >= b.at_ns
+    asof left join (select * from io_steps where not is_begin) e
+        on e.process = w.asked_process and e.scope = w.scope and w.from_ns > e.at_ns
+), judged as (
+    select
+        w.*,
+        n.log,
+        n.path,
+        n.written_as,
+        n.is_runtime,
+        c.scheduler_id,
+        c.worker_id,
+        c.worker,
+        c.error_ns,
+        c.offset_s,
+        c.alignment_error_s,
+        case
+            when w.only_attempt is not null and only_one.thread is not null and not only_one.is_open
+                and only_one.in_from_ns <= w.from_ns and w.to_ns <= only_one.in_to_ns
+                and loose.file is null and not n.is_runtime and not c.is_doubtful
+            then w.only_attempt
+        end as time_attempt,
+        case when w.thread is null and w.asked_process is not null and w.candidate_count > 0 and w.from_ns >= owned.from_ns
+            and w.to_ns <= owned.to_ns then owned.attempt end as path_attempt
+    from weighed w
+    join io_names n on n.file = w.file
+    left join io_clocks c on c.log = n.log
+    left join io_attempts only_one on only_one.attempt = w.only_attempt
+    left join io_loose_files loose on loose.file = w.file
+    left join (
+        select o.file, o.attempt, a.in_from_ns as from_ns, a.in_to_ns as to_ns
+        from io_file_owners o
+        join io_attempts a on a.attempt = o.attempt
+    ) owned on owned.file = w.file
+)
+select
+    j.log,
+    j.module,
+    j.direction,
+    j.path,
+    j.written_as,
+    j."offset",
+    j.nbytes,
+    (j.from_ns + j.error_ns) / 1e9 + coalesce(j.offset_s, 0.0) as start_s,
+    (j.to_ns - j.error_ns) / 1e9 + coalesce(j.offset_s, 0.0) as stop_s,
+    coalesce(a.scheduler_id, j.scheduler_id) as scheduler_id,
+    a.key,
+    a.key_id,
+    a.run_id,
+    a.prefix,
+    coalesce(a.worker, j.worker) as worker,
+    coalesce(a.worker_id, j.worker_id) as worker_id,
+    j.thread,
+    case
+        when j.thread_attempt is not null then 'thread'
+        when j.time_attempt is not null then 'time_unique'
+        when j.path_attempt is not null then 'path'
+        when coalesce(j.candidate_count, 0) = 0 then 'none'
+        when j.thread is not null and not j.is_task_thread then 'helper'
+        else 'shared'
+    end as attribution,
+    j.candidate_count::bigint as candidate_count,
+    j.error_ns / 1e9 + j.alignment_error_s as clock_error_s,
+    coalesce(j.may_be_phantom, false) as is_phantom,
+    j.is_runtime
+from judged j
+left join io_attempts a on a.attempt = coalesce(j.thread_attempt, j.time_attempt, j.path_attempt)
+""",
+)
+
+IO_VIEWS: tuple[View, ...] = (
+    IO_PROCESSES,
+    IO_CLOCKS,
+    IO_ATTEMPTS,
+    IO_THREADS,
+    IO_STEPS,
+    IO_NAMES,
+    IO_LOOSE_FILES,
+    IO_FILE_OWNERS,
+    TASK_IO,
+)
+"""Views of I/O, those they need before them."""
