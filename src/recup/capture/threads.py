@@ -73,14 +73,15 @@ def _opened(path: str) -> int:
 class ThreadCounters:
     """The counters of one worker's tasks, on their way to its spool.
 
-    Task threads leave what they read as it is, a tuple per attempt given to `leave`; the
-    writer thread makes rows of it.
+    Task threads leave what they read of /proc as it is, a tuple per attempt given to
+    `leave`; the writer thread makes rows of it.
     """
 
     def __init__(self, spool: Spool):
         self._spool = spool
         self._waiting: list[tuple[Any, ...]] = []
         self.leave = self._waiting.append
+        self.put = spool.extender("thread_counters")
         self.failed = functools.partial(spool.failed, "thread_counters", table_name="thread_counters")
         self.local = threading.local()
         spool.prepare.append(self._make_rows)
@@ -106,21 +107,14 @@ class ThreadCounters:
             surplus = len(taken) - _WAITING_LIMIT
             self._spool.lose("dropped", "thread_counters", "more tasks ended than could be written", surplus)
             taken = taken[surplus:]
-        put = self._spool.extender("thread_counters")
-        for key, run_id, kind, outcome, ident, begun, stop, io, schedstat, usage in taken:
-            start_ns, usage0, schedstat0, io0, start = begun
-            if usage is None:
-                put((start_ns, key, run_id, kind, outcome, ident, stop - start, *_UNKNOWN))
-                continue
+        put = self.put
+        for *who, schedstat0, schedstat, io0, io, user_s, system_s, waits, evictions, minor, major in taken:
             # The kernel tells microseconds; as a difference of floats they are off by less than one.
-            user = int((usage[0] - usage0[0]) * 1e6 + 0.5) * 1000
-            system = int((usage[1] - usage0[1]) * 1e6 + 0.5) * 1000
+            user, system = int(user_s * 1e6 + 0.5) * 1000, int(system_s * 1e6 + 0.5) * 1000
             put(
                 (
-                    start_ns, key, run_id, kind, outcome, ident, stop - start,
-                    user + system, user, system, _queue_wait(schedstat0, schedstat),
-                    usage[14] - usage0[14], usage[15] - usage0[15], usage[6] - usage0[6], usage[7] - usage0[7],
-                    *_moved(io0, io),
+                    *who, user + system, user, system, _queue_wait(schedstat0, schedstat),
+                    waits, evictions, minor, major, *_moved(io0, io),
                 )
             )  # fmt: skip
 
@@ -200,8 +194,21 @@ if GraphNode is not None:
             # In a process pool or a dump of the cluster's state: the node itself, where recup may not be installed.
             return itemgetter(0), ((self.inner,),)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.inner, name)
+        # Named one by one: a `__getattr__` would slow down every attribute, also those above.
+        @property
+        def func(self) -> Any:
+            """Function of the node it stands for."""
+            return self.inner.func
+
+        @property
+        def args(self) -> Any:
+            """Arguments of the node it stands for."""
+            return self.inner.args
+
+        @property
+        def kwargs(self) -> Any:
+            """Keyword arguments of the node it stands for."""
+            return self.inner.kwargs
 
 
 def counting(spool: Spool) -> tuple[ThreadCounters, Callable[[Any], None]]:
@@ -260,9 +267,18 @@ def _call(node: Any, values: Any) -> Any:
     finally:
         try:
             if begun is not None:
-                stop = perf_counter_ns()
-                readings = pread(io, 512, 0), pread(schedstat, 96, 0), getrusage(RUSAGE_THREAD)
-                counters.leave((node.key, node.run_id, node.kind, outcome, own.ident, begun, stop, *readings))
+                start_ns, used0, schedstat0, io0, start = begun
+                wall = perf_counter_ns() - start
+                io1, schedstat1, used = pread(io, 512, 0), pread(schedstat, 96, 0), getrusage(RUSAGE_THREAD)
+                # By place: user, system, voluntary and involuntary switches, minor and major faults.
+                counters.leave(
+                    (
+                        start_ns, node.key, node.run_id, node.kind, outcome, own.ident, wall,
+                        schedstat0, schedstat1, io0, io1,
+                        used[0] - used0[0], used[1] - used0[1], used[14] - used0[14], used[15] - used0[15],
+                        used[6] - used0[6], used[7] - used0[7],
+                    )
+                )  # fmt: skip
             if entered:
                 for _, leave in around[:entered]:
                     leave()
@@ -272,15 +288,16 @@ def _call(node: Any, values: Any) -> Any:
 
 async def _await(node: Any, values: Any) -> Any:
     """Run a node that is a coroutine, and take its wall time."""
-    begun, outcome = (time_ns(), None, b"", b"", perf_counter_ns()), "returned"
+    start_ns, start, outcome = time_ns(), perf_counter_ns(), "returned"
     try:
         return await node.inner(values)
     except BaseException as error:
         outcome = type(error).__name__
         raise
     finally:
-        stop, ident = perf_counter_ns(), threading.get_ident()
-        node.counters.leave((node.key, node.run_id, "coroutine", outcome, ident, begun, stop, b"", b"", None))
+        wall, ident = perf_counter_ns() - start, threading.get_ident()
+        row = (start_ns, node.key, node.run_id, "coroutine", outcome, ident, wall, *_UNKNOWN)
+        node.counters.put(row)
 
 
 def _unseen(function: Any) -> Any:
