@@ -1,8 +1,8 @@
 """The story of one task: all that its scheduler and workers saw of it, on one time line.
 
 Covers submission, every transition with its cause, reception, computing, transfers of its
-result and of what it needed, spilling, steals, failures and events that name it.  It does
-not cover what its thread did meanwhile (step 5), nor other tasks.
+result and of what it needed, spilling, steals, failures, events that name it, and what its
+thread used meanwhile.  It does not cover other tasks.
 """
 
 from __future__ import annotations
@@ -161,6 +161,14 @@ where t.direction = 'incoming' and t.time_ns <= coalesce(e.ended_ns, t.time_ns)
 """
 """Fetches of what the task needs, by the workers that were to run it, while they had it."""
 
+THREADS_SQL = """
+select worker_id as server_id, run_id, kind, outcome, thread_name, native_id, started_s, wall_s, cpu_s, system_s,
+    queue_wait_s, blocked_s, major_fault_count, read_chars_bytes, written_chars_bytes, read_call_count,
+    write_call_count, storage_read_bytes, storage_written_bytes, clock_error_s
+from task_counters
+where key = ?
+"""
+
 EVENTS_SQL = """
 select server_id, time_ns, topic, action, payload
 from raw.events
@@ -233,7 +241,7 @@ def story(run: Run, key: str) -> pa.Table:
     `time_s` counts from the first graph that held the task, else from the first thing seen.
 
     From: submission_story, activities, clocks, scheduler_transitions, worker_transitions,
-    receptions, results, errors, steals, spills, transfers, events, fused_tasks
+    receptions, results, errors, steals, spills, transfers, events, fused_tasks, task_counters
     Columns: time_s, time_ns, clock_error_s, attempt (from 1), run_id, observer, what, details
     """
     import pyarrow as pa
@@ -383,6 +391,36 @@ def _activities(run: Run, key: str) -> Iterator[_Line]:
         )
 
 
+def _threads(run: Run, key: str) -> Iterator[_Line]:
+    for row in _rows(run, THREADS_SQL, key):
+        details: dict[str, Any] = {"for": seconds_text(row["wall_s"])}
+        if row["cpu_s"] is None:
+            details["as"] = row["kind"]
+        else:
+            details |= {
+                "on the CPU": seconds_text(row["cpu_s"]),
+                "in the kernel": seconds_text(row["system_s"]),
+                "waiting for a CPU": seconds_text(row["queue_wait_s"]) if row["queue_wait_s"] else None,
+                "otherwise waiting": seconds_text(row["blocked_s"]),
+                "read": _moved(row["read_chars_bytes"], row["read_call_count"]),
+                "wrote": _moved(row["written_chars_bytes"], row["write_call_count"]),
+                "from storage": bytes_text(row["storage_read_bytes"]) if row["storage_read_bytes"] else None,
+                "to storage": bytes_text(row["storage_written_bytes"]) if row["storage_written_bytes"] else None,
+                "page faults with I/O": row["major_fault_count"] or None,
+                "in thread": row["thread_name"] and f"{row['thread_name']} ({row['native_id']})",
+            }
+        details |= {"raised": row["outcome"] if row["outcome"] != "returned" else None, "run": row["run_id"]}
+        moment_ns = round(row["started_s"] * 1e9)
+        yield _Line(
+            row["server_id"], moment_ns, "its thread", details, row["run_id"], is_aligned=True,
+            error_s=row["clock_error_s"],
+        )  # fmt: skip
+
+
+def _moved(size_bytes: int | None, call_count: int | None) -> str | None:
+    return f"{bytes_text(size_bytes)} in {plural(call_count, 'call')}" if size_bytes and call_count else None
+
+
 def _steals(run: Run, key: str) -> Iterator[_Line]:
     for row in _rows(run, STEALS_SQL, key):
         details = {
@@ -424,7 +462,7 @@ def _events(run: Run, key: str) -> Iterator[_Line]:
         yield _Line(row["server_id"], row["time_ns"], f"event {row['action'] or ''}".strip(), {"topic": row["topic"]})
 
 
-_PARTS = (_graphs, _scheduler, _worker, _attempt_ends, _activities, _steals, _data, _events)
+_PARTS = (_graphs, _scheduler, _worker, _attempt_ends, _activities, _threads, _steals, _data, _events)
 
 
 def _size(size_bytes: int | None, typename: str | None) -> str | None:
