@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import dask
 from distributed import Scheduler, Worker
@@ -361,6 +361,7 @@ class DarshanWorker:
         try:
             if not self._is_flushed:
                 self._is_flushed = True
+                self._hold_exits()
                 if os.getpid() == self._pid:
                     self.beacon()
                 self._shutdown(1)
@@ -368,6 +369,20 @@ class DarshanWorker:
             self._spool.lose("not_captured", "io_logs", f"the log could not be written: {reason!r}"[:300])
         finally:
             self._lock.release()
+
+    def _hold_exits(self) -> None:
+        """Have `os._exit` wait for the log that is being written.
+
+        Dask ends a worker so when its parent has died, which a signal to the whole group
+        brings about in these very moments; the log would be cut.
+        """
+        leave = os._exit
+
+        def leave_later(status: int) -> NoReturn:
+            self._lock.acquire(timeout=_FLUSH_S)
+            leave(status)
+
+        os._exit = leave_later
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous[number]
