@@ -49,6 +49,10 @@ class _Verbs(click.Group):
             ctx.exit(1)
 
 
+_WITH_VALUE = ("--root", "--yappi", "--yappi-prefix", "--yappi-on")
+"""Options of `run` whose value is an argument of its own."""
+
+
 class _Untouched(click.Command):
     """A command whose options end at its first argument, or at `-m MODULE`, as those of `python` do."""
 
@@ -61,7 +65,7 @@ class _Untouched(click.Command):
                 break
             if args[place] == "--darshan":  # its value is optional, and what follows is the program
                 args = [*args[:place], "--darshan=auto", *args[place + 1 :]]
-            place += 2 if args[place] == "--root" else 1
+            place += 2 if args[place] in _WITH_VALUE else 1
         return super().parse_args(ctx, args)
 
 
@@ -109,6 +113,13 @@ def main() -> None:
 @click.option(
     "--darshan", metavar="[=PATH]", help="Record files of workers with Darshan; PATH: libdarshan or its prefix."
 )
+@click.option(
+    "--yappi",
+    type=click.Choice(("wall", "cpu")),
+    help="Profile functions with Yappi by this clock; slows the run down.",
+)
+@click.option("--yappi-prefix", multiple=True, metavar="PREFIX", help="Profile only tasks of this prefix or pattern.")
+@click.option("--yappi-on", metavar="ROLES", help="Profile worker, scheduler, client: a comma list.  [default: worker]")
 @click.option("-m", "module", metavar="MODULE", help="Run a module, as `python -m` does; ends the options.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="TARGET [ARGS]...")
 def run_verb(
@@ -119,6 +130,9 @@ def run_verb(
     no_source: bool,
     as_json: bool,
     darshan: str | None,
+    yappi: str | None,
+    yappi_prefix: tuple[str, ...],
+    yappi_on: str | None,
     module: str | None,
     command: tuple[str, ...],
 ) -> None:
@@ -139,12 +153,15 @@ def run_verb(
 
     if module is None and not command:
         raise click.UsageError("Give a script, a command, or -m MODULE.")
+    if (yappi_prefix or yappi_on) and yappi is None:
+        raise click.UsageError("--yappi-prefix and --yappi-on need --yappi wall or --yappi cpu.")
+    profile = None if yappi is None else (yappi, yappi_prefix, tuple((yappi_on or "worker").split(",")))
     if module is None:
         line, script = command_for(command[0], list(command[1:]))
     else:
         line, script = [sys.executable, "-m", module, *command], None
     with _source_switched_off() if no_source else contextlib.nullcontext():
-        path, code = run_program(line, script, runs_root(root), darshan=darshan)
+        path, code = run_program(line, script, runs_root(root), darshan=darshan, yappi=profile)
     _after_program(path, no_seal=no_seal, quiet=quiet, as_json=as_json)
     end_like(code)
 

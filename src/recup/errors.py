@@ -24,3 +24,7 @@ class RunDamaged(RecupError):
 
 class BadQuery(RecupError):
     """The SQL, table, column or key asked for does not exist in this run."""
+
+
+class MissingExtra(RecupError):
+    """An optional library is needed and not installed; the message says how to install it."""

@@ -9,6 +9,7 @@ does not cover what is recorded (`recup.capture`), nor sealing (`recup.store`).
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from typing import Any
 import dask.config
 import psutil
 
-from recup.errors import RecupError
+from recup.errors import MissingExtra, RecupError
 from recup.rundir import create_run, update_manifest
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
@@ -73,7 +74,14 @@ def recording_environment(run_directory: Path, environment: Mapping[str, str]) -
     return changed
 
 
-def run_program(command: list[str], script: str | None, root: Path, *, darshan: str | None = None) -> tuple[Path, int]:
+def run_program(
+    command: list[str],
+    script: str | None,
+    root: Path,
+    *,
+    darshan: str | None = None,
+    yappi: tuple[str, tuple[str, ...], tuple[str, ...]] | None = None,
+) -> tuple[Path, int]:
     """Run a command with recording on and wait for it.
 
     Parameters
@@ -87,6 +95,8 @@ def run_program(command: list[str], script: str | None, root: Path, *, darshan: 
     darshan : str, optional
         Also record workers with Darshan: ``auto``, or the path of libdarshan or its prefix.
         Where there is none that is said on stderr, and the program runs without.
+    yappi : tuple, optional
+        Also profile functions: the clock, task prefixes (none: all), and roles of servers.
 
     Returns
     -------
@@ -98,13 +108,14 @@ def run_program(command: list[str], script: str | None, root: Path, *, darshan: 
     RecupError
         The run directory cannot be made, or the program cannot be started.
     """
+    profile = _profile_variables(*yappi) if yappi is not None else {}
     try:
         run_directory = create_run(root, way="run", command=command)
     except OSError as reason:
         raise RecupError(
             f"The run cannot be recorded under {root}: {reason.strerror}. Name another place with --root or $RECUP_ROOT."
         ) from reason
-    environment = recording_environment(run_directory, os.environ)
+    environment = recording_environment(run_directory, os.environ) | profile
     asked_in_vain = _ask_for_darshan(run_directory, darshan) if darshan is not None else ""
     with _signals_forwarded() as children:
         try:
@@ -141,6 +152,24 @@ def _ask_for_darshan(run_directory: Path, told: str) -> str:
     if reason:
         sys.stderr.write(f"recup: no Darshan in this run, only counters of threads. {reason}\n")
     return reason
+
+
+def _profile_variables(clock: str, prefixes: tuple[str, ...], roles: tuple[str, ...]) -> dict[str, str]:
+    """Return the variables that have the program's servers profiled by Yappi.
+
+    Raises
+    ------
+    RecupError
+        Yappi is not installed here, or a role is not known.
+    """
+    from recup.capture.function_profile import ROLES, Settings, environment_of
+
+    if importlib.util.find_spec("yappi") is None:
+        raise MissingExtra("--yappi needs Yappi: pip install 'recup[yappi]', here and where workers run.")
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise RecupError(f"--yappi-on knows {', '.join(ROLES)}, not {', '.join(unknown)}.")
+    return environment_of(Settings(clock, prefixes, roles))
 
 
 def _describe_launch(run_directory: Path, script: str | None) -> Any:

@@ -47,3 +47,15 @@ async def dask_teardown(server: Any) -> None:
         import logging
 
         logging.getLogger("recup").warning("recup could not end the recording of a client: %r", reason)
+
+
+def profile_calling_thread() -> None:
+    """Have Yappi count in the thread that makes a client, if clients are to be profiled; never raises."""
+    try:
+        from recup.capture.function_profile import attach_calling_thread
+
+        attach_calling_thread()
+    except Exception as reason:  # noqa: BLE001 - an exception here would end the client
+        import logging
+
+        logging.getLogger("recup").warning("recup does not profile this thread: %r", reason)

@@ -12,7 +12,7 @@ import signal
 import threading
 from types import FrameType
 
-from recup.preload import dask_setup, dask_teardown
+from recup.preload import dask_setup, dask_teardown, profile_calling_thread
 
 __all__ = ["dask_setup", "dask_teardown"]
 
@@ -27,5 +27,6 @@ def _write_then_die(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
 
 
+profile_calling_thread()
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
     signal.signal(signal.SIGTERM, _write_then_die)

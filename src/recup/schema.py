@@ -829,10 +829,16 @@ class IoSegment(NamedTuple):
     ]
 
 
-@table("function_calls", step=5)
+@table("function_calls", step=5, sort=("time_ns",))
 class FunctionCall(NamedTuple):
-    """One row per function, task prefix and thread that Yappi saw in one process."""
+    """One row per function, task prefix and thread that Yappi saw, and reading in which it grew.
 
+    Counts and times are the growth since the row before: sum them.  A task is counted when
+    it has ended.  Counts of functions outside tasks are of calls that have returned, and
+    their own times are known only roughly while they run.
+    """
+
+    time_ns: Annotated[int, Column("When the row was made, on the clock of the host", unit="ns")]
     clock: Annotated[str, Column("wall or cpu", category=True)]
     prefix: Annotated[str | None, Column("Task prefix", category=True, null="outside tasks")]
     thread: Annotated[int | None, Column("threading.get_ident()", null="not told")]

@@ -49,6 +49,7 @@ class ClientCapture:
         self.spool = spool
         self._client = client
         self._client_id = str(client.id)
+        self.stop_profile: Callable[[], None] | None = None
         self._is_installed = False
         self._wrapper: Callable[..., Any] | None = None
         self._replaced: Any = None

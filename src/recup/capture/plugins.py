@@ -13,13 +13,18 @@ from typing import Any
 import cloudpickle
 
 _LOADER = """
-def load(kind, run_directory, scheduler_id):
+def load(kind, run_directory, scheduler_id, yappi=None):
     try:
         if kind == "worker":
             from recup.capture.worker import RecupWorker as Plugin
         else:
             from recup.capture.nanny import RecupNanny as Plugin
-        return Plugin(run_directory, scheduler_id)
+        plugin = Plugin(run_directory, scheduler_id)
+        if yappi is not None:
+            from recup.capture.function_profile import Settings
+
+            plugin.yappi = Settings(*yappi)
+        return plugin
     except Exception:
         from distributed.diagnostics.plugin import NannyPlugin, WorkerPlugin
 
@@ -30,18 +35,21 @@ def load(kind, run_directory, scheduler_id):
 
 
 class _Packed:
-    def __init__(self, load: Any, arguments: tuple[str, ...]):
+    def __init__(self, load: Any, arguments: tuple[Any, ...]):
         self._load = load
         self._arguments = arguments
 
-    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return self._load, self._arguments
 
 
-def packed_plugin(kind: str, run_directory: str, scheduler_id: str) -> bytes:
-    """Return the pickled ``worker`` or ``nanny`` plugin, loadable where recup is not installed."""
+def packed_plugin(kind: str, run_directory: str, scheduler_id: str, yappi: tuple[Any, ...] | None = None) -> bytes:
+    """Return the pickled ``worker`` or ``nanny`` plugin, loadable where recup is not installed.
+
+    `yappi` holds the fields of `function_profile.Settings` for a worker that is to be profiled.
+    """
     # A module name that cannot be imported makes cloudpickle send the function itself.
     namespace: dict[str, Any] = {"__name__": "_recup_loader"}
     exec(_LOADER, namespace)
-    packed: bytes = cloudpickle.dumps(_Packed(namespace["load"], (kind, run_directory, scheduler_id)))
+    packed: bytes = cloudpickle.dumps(_Packed(namespace["load"], (kind, run_directory, scheduler_id, yappi)))
     return packed

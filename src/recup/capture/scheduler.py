@@ -11,6 +11,7 @@ extends a list and returns.  Nothing of Dask's is kept beyond keys and texts.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from recup.capture import darshan, host, logs, session
+from recup.capture import darshan, function_profile, host, logs, session
 from recup.capture.graphs import keys_digest
 from recup.capture.plugins import packed_plugin
 from recup.capture.redaction import redacted_text
@@ -52,6 +53,7 @@ class RecupScheduler(SchedulerPlugin):
     def __init__(self, run_directory: str | None = None, way: str = "register_plugin"):
         self.run_directory = run_directory
         self.way = way
+        self.yappi = function_profile.configured()  # where it is made: a client may ask a scheduler elsewhere
 
     # ------------------------------------------------------------ life
 
@@ -67,12 +69,14 @@ class RecupScheduler(SchedulerPlugin):
             ("nanny", scheduler.register_nanny_plugin),
         ):
             try:
-                plugin = packed_plugin(kind, str(self._run_directory), scheduler.id)
+                wanted = dataclasses.astuple(self.yappi) if self.yappi is not None and kind == "worker" else None
+                plugin = packed_plugin(kind, str(self._run_directory), scheduler.id, wanted)
                 await register(comm=None, plugin=plugin, name="recup", idempotent=True)
             except Exception as reason:  # noqa: BLE001
                 self._spool.lose("not_captured", None, f"the {kind} plugin could not be registered: {reason!r}")
 
     def _begin(self, scheduler: Any) -> None:
+        self.yappi = self.yappi or function_profile.configured()
         directory = Path(self.run_directory) if self.run_directory else session.run_for_new_scheduler(self.way)
         self._run_directory = directory
         self._scheduler = scheduler
@@ -94,6 +98,7 @@ class RecupScheduler(SchedulerPlugin):
             details=_scheduler_details(scheduler),
         )
         self._describe_present(scheduler)
+        self._stop_profile = function_profile.attach(spool, "scheduler", scheduler, self.yappi, directory)
         self._sampler = Sampler(spool, self._sample)
         self._sampler.start()
 
@@ -122,6 +127,8 @@ class RecupScheduler(SchedulerPlugin):
         """Write what is in memory and say that the record ends here; also when recup is unplugged."""
         if hasattr(self, "_sampler") and self._sampler.stop():
             logs.detach(self._spool)
+            if self._stop_profile is not None:
+                self._stop_profile()
             self._scheduler.handlers.pop("recup_stop", None)
             self._scheduler.log_event("recup", {"action": "ended", "run_directory": str(self._run_directory)})
             await session.closed_soon(self._spool)

@@ -162,6 +162,8 @@ class record:
         try:
             if self._capture is not None:
                 self._capture.uninstall()
+                if self._capture.stop_profile is not None:
+                    self._capture.stop_profile()
                 await closed_soon(self._capture.spool)
             if self._plugged:
                 await unplug(self.client)
@@ -220,7 +222,7 @@ async def unplug(client: Any) -> None:
 
 def capture_client(client: Any, run_directory: Path) -> Any:
     """Begin recording a client's submissions; returns its ClientCapture, or None."""
-    from recup.capture import host, logs
+    from recup.capture import function_profile, host, logs
     from recup.capture.client import ClientCapture
 
     try:
@@ -232,6 +234,9 @@ def capture_client(client: Any, run_directory: Path) -> Any:
         capture.install()
         client._recup_capture = capture
         logs.attach(spool)
+        capture.stop_profile = function_profile.attach(
+            spool, "client", client, function_profile.configured(), run_directory
+        )
         spool.describing = host.record_process_in_background(
             spool,
             role="client",
@@ -252,6 +257,8 @@ def release_client(client: Any) -> Spool | None:
         return None
     client._recup_capture = None
     capture.uninstall()
+    if capture.stop_profile is not None:
+        capture.stop_profile()
     spool: Spool = capture.spool
     return spool
 

@@ -20,7 +20,7 @@ import dask
 from distributed import Scheduler
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from recup.capture import darshan, host, logs, session
+from recup.capture import darshan, function_profile, host, logs, session
 from recup.capture.sampling import Sampler, process_samples, worker_samples
 from recup.capture.threads import count_actor_methods, counting
 from recup.schema import FineMetric, ProcessEnd, Transfer, TransferKey
@@ -44,6 +44,8 @@ class RecupWorker(WorkerPlugin):
 
     name = "recup"
     idempotent = True
+    yappi: function_profile.Settings | None = None
+    """What the scheduler's side wants profiled; by default what is configured here."""
 
     def __init__(self, run_directory: str, scheduler_id: str):
         self.run_directory = run_directory
@@ -71,6 +73,9 @@ class RecupWorker(WorkerPlugin):
             _tap_spills(spool, worker),
             _record_clients_of_tasks(self.run_directory),
             count_actor_methods(worker, counters),
+            function_profile.attach(
+                spool, "worker", worker, self.yappi or function_profile.configured(), self.run_directory
+            ),
         )
         self._undo = [each for each in undo if each is not None]
         self._metrics: dict[Any, float] = {}

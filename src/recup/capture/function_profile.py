@@ -1,0 +1,553 @@
+"""Which functions took the time, by Yappi: calls, own and total time per task prefix and thread.
+
+Covers the threads of tasks, from just before a task's own code until just after it, and,
+where no prefix is asked for, the event loop of the servers asked for.  Yappi's hook is in a
+thread only while something is wanted from it: other threads pay nothing.  It does not cover
+threads that tasks start, processes they start, nor single attempts: rows are sums over the
+tasks of a prefix.
+
+Configuration, each also an environment variable ``DASK_RECUP__YAPPI__...``:
+
+* ``recup.yappi.clock``: ``wall`` or ``cpu``; nothing is profiled without it;
+* ``recup.yappi.prefix``: task prefixes, or patterns of them; default all tasks and the event loop;
+* ``recup.yappi.on``: roles of servers, of ``worker``, ``scheduler`` and ``client``; default ``worker``.
+
+Three things about Yappi shape this module:
+
+* It has one state per process.  So has this module: servers of one process share it, and a
+  program that uses Yappi itself is left alone.
+* Reading its statistics stops it, and returns missed meanwhile stay on its stacks for ever.
+  Read with `list.append` as the callback no byte code runs in between, so under the GIL no
+  other thread can run and nothing has to be stopped.
+* Reading changes the entries of functions that are running (a count of 0 becomes 1, a
+  negative time 0).  So a task's thread is read between tasks only: its counts are exact.
+  An event loop is always in some function; what the reading does to it is undone here.
+
+What is written is the growth since the last reading, at most a second old: a killed worker
+loses that, and the tasks it was running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import itertools
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_ITERABLE_COROUTINE
+from pathlib import Path
+from typing import Any
+
+import dask
+
+from recup.capture import threads
+from recup.schema import FunctionCall
+from recup.spool import Spool
+
+CLOCKS = ("wall", "cpu")
+ROLES = ("worker", "scheduler", "client")
+_READ_INTERVAL_S = 0.5
+_EACH_THREAD = sys.version_info < (3, 12)
+"""Whether Yappi hooks the calling thread alone; from 3.12 on it hooks all threads at once."""
+_COROUTINE = CO_COROUTINE | CO_ASYNC_GENERATOR | CO_ITERABLE_COROUTINE
+_OWN_FILES = (str(Path(__file__).parents[1]) + os.sep, "<recup ")
+_OWN_MODULES = {"yappi", "_yappi", "_contextvars"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What is to be profiled."""
+
+    clock: str
+    prefixes: tuple[str, ...] = ()
+    on: tuple[str, ...] = ("worker",)
+
+
+def configured() -> Settings | None:
+    """Return what Dask's configuration asks for, or None where it asks for no profile.
+
+    What it says wrongly is taken as not said; `recup run` checks what it is given.
+    """
+    clock = dask.config.get("recup.yappi.clock", None)
+    if clock not in CLOCKS:
+        return None
+    prefixes = _listed(dask.config.get("recup.yappi.prefix", None))
+    roles = tuple(role for role in _listed(dask.config.get("recup.yappi.on", None)) if role in ROLES)
+    return Settings(clock, prefixes, roles or ("worker",))
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the variables by which other processes are told these settings."""
+    values = {"CLOCK": settings.clock, "PREFIX": repr(list(settings.prefixes)), "ON": repr(list(settings.on))}
+    return {f"DASK_RECUP__YAPPI__{name}": value for name, value in values.items()}
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else tuple(filter(None, str(value).split(",")))
+
+
+def attach(
+    spool: Spool, role: str, server: Any, settings: Settings | None, run_directory: str | Path
+) -> Callable[[], None] | None:
+    """Begin to profile a server from its own event loop; returns the way back, or None.
+
+    Nothing is raised; what is asked for and cannot be had is a row of `losses`.
+    """
+    if settings is None or role not in settings.on:
+        return None
+    try:
+        return _profiler_for(settings).add(_Server(spool, role, server, Path(run_directory)))
+    except ImportError as reason:
+        hint = "pip install 'recup[yappi]' where this server runs"
+        spool.lose("not_captured", "function_calls", f"yappi cannot be imported ({reason}): {hint}")
+    except _InUse as reason:
+        spool.lose("not_captured", "function_calls", str(reason))
+    except Exception as reason:  # noqa: BLE001 - the server must start
+        spool.lose("not_captured", "function_calls", f"Yappi could not be started: {reason!r}"[:300])
+    return None
+
+
+def attach_calling_thread() -> None:
+    """Profile the calling thread too, where clients are profiled; for the main thread of a program."""
+    settings = configured()
+    if settings is not None and "client" in settings.on:
+        with contextlib.suppress(ImportError, _InUse):
+            _profiler_for(settings).hook_for_good()
+
+
+# ---------------------------------------------------------------- around a task
+
+
+def task_entered(prefix: str, key: Any = None) -> None:
+    """Begin to count for the prefix; called in the task's thread just before its code."""
+    profiler = _profiler
+    if profiler is not None:
+        profiler.enter(prefix)
+
+
+def task_left() -> None:
+    """Stop counting; called in the task's thread just after its code, whatever came of it."""
+    # Calls from here until the hook is out would stay on Yappi's stack.  This one is taken
+    # off by the next return Yappi sees in this thread, which is that of `enter`.
+    if _hooked.here:
+        _unhook()
+        _hooked.here = False
+        own = _hooked.own
+        own.profiler.leave(own)
+
+
+class _Hooked(threading.local):
+    """Whether the task of this thread is being profiled."""
+
+    here = False
+    own: Any = None
+
+
+_hooked = _Hooked()
+_unhook: Callable[[], None] = functools.partial(sys.setprofile, None) if _EACH_THREAD else (lambda: None)
+# Yappi asks for the tag at each call.  A bound method of C costs it 30 ns and no byte code.
+_tag: ContextVar[int] = ContextVar("recup_yappi_tag", default=0)
+
+# ---------------------------------------------------------------- the profiler of the process
+
+
+class _InUse(Exception):
+    """The program uses Yappi itself."""
+
+
+class _Server:
+    """A server that is profiled."""
+
+    def __init__(self, spool: Spool, role: str, server: Any, run_directory: Path):
+        self.spool = spool
+        self.role = role
+        self.server = server
+        self.run_directory = run_directory
+        self.is_ending = False
+        self.is_saved = False
+
+
+class _Thread:
+    """A thread in which tasks of one server are profiled."""
+
+    def __init__(self, profiler: _Profiler):
+        self.profiler = profiler
+        self.thread = threading.current_thread()
+        self.ident = threading.get_ident()
+        self.lock = threading.Lock()
+        self.is_busy = False
+        self.is_read = True
+        self.read_at_s = 0.0
+        self.context: int | None = None
+
+
+_Raw = tuple[Any, ...]
+_Identity = tuple[int, int, int]
+_COUNT, _PRIMITIVE, _BUILTIN, _TOTAL, _OWN, _INDEX, _CHILDREN, _CONTEXT, _TAG, _CODE = 3, 4, 5, 6, 7, 8, 9, 10, 12, 13
+_Values = tuple[int, int, float, float]
+_NOTHING: _Values = (0, 0, 0.0, 0.0)
+"""Calls, calls that were no recursion, own and total seconds."""
+
+
+class _Profiler:
+    """Yappi in this process: whom it serves, what its tags stand for, and what has been written."""
+
+    def __init__(self, settings: Settings):
+        import _yappi
+        import yappi
+
+        if yappi.is_running() or _yappi._get_start_flags() is not None:
+            raise _InUse("the program uses Yappi itself: its statistics are left alone")
+        self._yappi, self._c = yappi, _yappi
+        self.settings = settings
+        self.servers: list[_Server] = []
+        self._writing = threading.Lock()
+        self._naming = threading.Lock()
+        self._tags: dict[tuple[int, str], int] = {}
+        self._meanings: dict[int, tuple[_Server, str]] = {}
+        self._numbers = itertools.count(1)
+        self._is_wanted: dict[str, bool] = {}
+        self._threads: list[_Thread] = []
+        self._loops: dict[int, _Server | None] = {}
+        self._contexts: dict[int, int] = {}
+        self._readings: dict[int, tuple[list[_Raw], bool]] = {}
+        self._written: dict[_Identity, _Values] = {}
+        self._too_many: set[_Identity] = set()
+        self._loops_read_at_s = 0.0
+        self._is_off = False
+        hook = functools.partial(sys.setprofile, yappi._profile_thread_callback)
+        self._hook: Callable[[], None] = hook if _EACH_THREAD else (lambda: None)
+        yappi.set_clock_type(settings.clock)
+        yappi.set_tag_callback(_tag.get)
+        mine = sys.getprofile()
+        yappi.start(builtins=True)
+        if _EACH_THREAD:
+            # Armed: Yappi counts in the threads that carry its hook, and now none does.
+            yappi.stop()
+            sys.setprofile(mine)
+
+    # ------------------------------------------------------------ servers
+
+    def add(self, server: _Server) -> Callable[[], None]:
+        self.servers.append(server)
+        if (task_entered, task_left) not in threads.around:
+            threads.around.append((task_entered, task_left))
+        if server.role != "worker" or not self.settings.prefixes:
+            self.hook_for_good(server)
+        server.spool.prepare.append(server.spool.guard("yappi", self._written_soon, table_name="function_calls"))
+
+        def undo() -> None:
+            server.is_ending = True
+            if _EACH_THREAD and all(each.is_ending for each in self.servers):
+                sys.setprofile(None)
+
+        return undo
+
+    def hook_for_good(self, server: _Server | None = None) -> None:
+        """Count in the calling thread until the process ends; its functions are those of no task."""
+        if sys.getprofile() is not None:  # another profiler has this thread
+            return
+        ident = threading.get_ident()
+        known = self._loops.get(ident)
+        if known is None or known.is_ending:
+            self._loops[ident] = server
+        self._hook()
+
+    # ------------------------------------------------------------ in the threads of tasks
+
+    def enter(self, prefix: str) -> None:
+        wanted = self._is_wanted.get(prefix)
+        if wanted is None:
+            patterns = self.settings.prefixes
+            wanted = not patterns or any(fnmatchcase(prefix, pattern) for pattern in patterns)
+            self._is_wanted[prefix] = wanted
+        if not wanted or self._is_off or _hooked.here or sys.getprofile() is not None:
+            return
+        server = self._server_here()
+        if server is None:
+            return
+        tag = self._tags.get((id(server), prefix))
+        if tag is None:
+            tag = self._new_tag(server, prefix)
+        own = _hooked.own
+        if own is None or own.profiler is not self:
+            own = _hooked.own = _Thread(self)
+            self._threads.append(own)
+        with own.lock:
+            own.is_busy = True
+        _hooked.here = True
+        _tag.set(tag)
+        self._hook()
+
+    def leave(self, own: _Thread) -> None:
+        _tag.set(0)
+        now = time.monotonic()
+        with own.lock:
+            own.is_busy = own.is_read = False
+            if now - own.read_at_s > _READ_INTERVAL_S:
+                self._read_thread(own, now)
+
+    def _new_tag(self, server: _Server, prefix: str) -> int:
+        with self._naming:
+            tag = self._tags.get((id(server), prefix))
+            if tag is None:
+                tag = next(self._numbers)
+                self._meanings[tag] = (server, prefix)
+                self._tags[id(server), prefix] = tag
+            return tag
+
+    def _server_here(self) -> _Server | None:
+        """Return the worker whose task this thread is about to run."""
+        workers = [each for each in self.servers if each.role == "worker"]
+        if len(workers) == 1:
+            return workers[0]
+        from distributed.worker import thread_state
+
+        current = getattr(thread_state, "execution_state", {}).get("worker")
+        for each in workers:
+            if each.server is current:
+                return each
+        thread = threading.current_thread()  # a method of an actor: Dask has told the thread nothing yet
+        for each in workers:
+            if thread in getattr(each.server.executors.get("actor"), "_threads", ()):
+                return each
+        return None
+
+    # ------------------------------------------------------------ reading
+
+    def _entries(self, chosen: dict[str, int]) -> list[_Raw]:
+        """Return Yappi's entries, read while no other thread of the process runs."""
+        found: list[Any] = []
+        collects = gc.isenabled()
+        gc.disable()  # a collection could run byte code of finalizers
+        try:
+            self._c.enum_func_stats(found.append, chosen)
+        finally:
+            if collects:
+                gc.enable()
+        return found
+
+    def _read_thread(self, own: _Thread, now_s: float) -> None:
+        """Take the entries of a thread that runs no task; its lock is held."""
+        own.read_at_s, own.is_read = now_s, True
+        if own.context is None:
+            own.context = self._context_of(own.ident)
+        if own.context is not None:
+            self._readings[own.context] = self._entries({"ctx_id": own.context}), False
+
+    def _context_of(self, ident: int) -> int | None:
+        """Return Yappi's number of a living thread: the last it gave to one of this ident."""
+        found: list[Any] = []
+        self._c.enum_context_stats(found.append)
+        for _, context, thread, *_ in found:
+            self._contexts[context] = thread
+        return max((context for _, context, thread, *_ in found if thread == ident), default=None)
+
+    def _read_idle(self) -> None:
+        now = time.monotonic()
+        for own in self._threads[:]:
+            with own.lock:
+                if not own.is_busy and not own.is_read:
+                    self._read_thread(own, now)
+                if own.is_read and not own.is_busy and not own.thread.is_alive():
+                    self._threads.remove(own)
+        last = any(each.is_ending and not each.is_saved for each in self.servers)
+        if self._loops and (last or now - self._loops_read_at_s > 2 * _READ_INTERVAL_S):
+            self._loops_read_at_s = now
+            for ident in self._loops:
+                context = self._context_of(ident)
+                if context is not None:
+                    self._readings[context] = self._entries({"ctx_id": context}), True
+
+    # ------------------------------------------------------------ writing, by the writer thread
+
+    def _written_soon(self) -> None:
+        with self._writing:
+            if _EACH_THREAD and not self._is_off and self._yappi.is_running():
+                self._is_off = True
+                for each in self.servers:
+                    each.spool.lose("not_captured", "function_calls", "the program began to use Yappi itself")
+            if not self._is_off:
+                self._read_idle()
+            # Later readings of a thread hold what earlier ones held: at most one waits.
+            for context in list(self._readings):
+                self._put_growth(*self._readings.pop(context))
+            for each in self.servers[:]:
+                if each.is_ending and not each.is_saved:
+                    each.is_saved = True
+                    self._save(each)
+                    each.server = None
+
+    def _put_growth(self, entries: list[_Raw], is_loop: bool) -> None:
+        now, (own, called) = time.time_ns(), _called(entries)
+        for entry in entries:
+            code, tag = entry[_CODE], entry[_TAG]
+            if entry[_INDEX] in own:
+                continue
+            thread = self._contexts.get(entry[_CONTEXT])
+            server, prefix = self._meanings.get(tag) or (self._loop_server(thread), None)
+            if server is None:
+                continue
+            identity = (entry[_CONTEXT], tag, entry[_INDEX])
+            if entry[_BUILTIN]:
+                values = called.get(entry[_INDEX], _NOTHING)
+            else:
+                values = self._values(entry, identity, is_loop)
+            before = self._written.get(identity, _NOTHING)
+            if values[0] < before[0]:
+                server.spool.lose("gap", "function_calls", "Yappi's statistics were cleared by the program")
+                before = _NOTHING
+            if values != before:
+                self._written[identity] = values
+                growth = [new - old for new, old in zip(values, before, strict=True)]
+                is_coroutine = bool(getattr(code, "co_flags", 0) & _COROUTINE)
+                kind = "coroutine" if is_coroutine and prefix is None else "other" if prefix is None else "task"
+                place = (None, None) if entry[_BUILTIN] else (str(entry[1]), int(entry[2]))
+                row = FunctionCall(now, self.settings.clock, prefix, thread, kind, _name(entry), *place, *growth)
+                server.spool.put(row)
+
+    def _loop_server(self, thread: int | None) -> _Server | None:
+        """Return the server the functions of a thread without tasks are written for."""
+        if thread not in self._loops:
+            return None
+        server = self._loops[thread]
+        return server or next((each for each in self.servers if each.role == "client"), None)
+
+    def _values(self, entry: _Raw, identity: _Identity, is_loop: bool) -> _Values:
+        """Return calls, calls that were no recursion, own and total time of an entry."""
+        count, primitive, total, own = entry[_COUNT], entry[_PRIMITIVE], entry[_TOTAL], entry[_OWN]
+        if is_loop:
+            if count == 1 and primitive == 0:
+                self._too_many.add(identity)  # it has been called and has not returned
+            if count == primitive or identity in self._too_many:
+                # What a running function has called stands against its own time until it returns.
+                own = max(0.0, total - sum(child[3] for child in entry[_CHILDREN]))
+            count -= identity in self._too_many
+        return count, primitive, own, total
+
+    # ------------------------------------------------------------ Yappi's own files
+
+    def _save(self, server: _Server) -> None:
+        """Write what a server's profile holds as the files other tools read."""
+        directory = server.run_directory / "foreign" / "yappi"
+        try:
+            every = self._entries({})
+            own, called = _called(every)
+            entries = [
+                entry
+                for entry in every
+                if self._belongs(entry, server)
+                and (entry[_INDEX] in called if entry[_BUILTIN] else entry[_INDEX] not in own)
+            ]
+            if not entries:
+                return
+            statistics = self._statistics(entries)
+            directory.mkdir(parents=True, exist_ok=True)
+            name = re.sub(r"[^\w.-]", "_", server.spool.server_id)
+            statistics.save(str(directory / f"{name}.pstat"), "pstat")
+            callgrind = directory / f"{name}.callgrind"
+            statistics.save(str(callgrind), "callgrind")
+            # Yappi writes the whole command line of the process, secrets included.
+            callgrind.write_text(re.sub(r"(?m)^cmd:.*$", "cmd: recup", callgrind.read_text(), count=1))
+        except Exception as reason:  # noqa: BLE001 - the rows are written, the files are an extra
+            server.spool.lose("not_captured", None, f"files of Yappi in {directory}: {reason!r}"[:300])
+
+    def _belongs(self, entry: _Raw, server: _Server) -> bool:
+        meaning = self._meanings.get(entry[_TAG])
+        owner = meaning[0] if meaning else self._loop_server(self._contexts.get(entry[_CONTEXT]))
+        return owner is server
+
+    def _statistics(self, entries: list[_Raw]) -> Any:
+        """Return entries as Yappi's own class, as its `get_func_stats` does from what it reads itself."""
+        yappi = self._yappi
+        statistics = yappi.YFuncStats()
+        statistics._clock_type = self.settings.clock
+        for entry in entries:
+            statistics._enumerator((*entry[:_CHILDREN], list(entry[_CHILDREN]), *entry[_CHILDREN + 1 :]))
+        for each in statistics:
+            children = yappi.YChildFuncStats()
+            for child in each.children:
+                callee = statistics[child[0]]
+                if callee is not None:
+                    names = (callee.builtin, callee.full_name, callee.module, callee.lineno, callee.name)
+                    children.append(yappi.YChildFuncStat((*child, callee.ttot / callee.ncall, *names)))
+            each.children = children
+        statistics.sort("totaltime", "desc")
+        return statistics
+
+
+def _called(entries: list[_Raw]) -> tuple[set[int], dict[int, _Values]]:
+    """Return the indices of recup's own functions, and what the others called, by index.
+
+    Recup's own are those in its files, and what only they call.  Around a task recup calls
+    built-in functions too: those have no caller here, for `threads` is left out of Yappi's sight.
+    """
+    own = {entry[_INDEX] for entry in entries if _is_own(entry)}
+    while True:
+        by_own: dict[int, int] = {}
+        for entry in entries:
+            if entry[_INDEX] in own:
+                for index, count, *_ in entry[_CHILDREN]:
+                    by_own[index] = by_own.get(index, 0) + count
+        more = {e[_INDEX] for e in entries if by_own.get(e[_INDEX], -1) >= e[_COUNT] and not e[_BUILTIN]} - own
+        if not more:
+            break
+        own |= more
+    found: dict[int, list[float]] = {}
+    for entry in entries:
+        if entry[_INDEX] not in own:
+            for index, count, primitive, total, self_s in entry[_CHILDREN]:
+                sums = found.setdefault(index, [0, 0, 0.0, 0.0])
+                for place, value in enumerate((count, primitive, self_s, total)):
+                    sums[place] += value
+    return own, {index: (int(a), int(b), c, d) for index, (a, b, c, d) in found.items()}
+
+
+def _is_own(entry: _Raw) -> bool:
+    return entry[1].startswith(_OWN_FILES) or entry[1] in _OWN_MODULES or os.path.basename(entry[1]) == "yappi.py"
+
+
+def _name(entry: _Raw) -> str:
+    """Return the qualified name; a built-in function with its module, as Python shows it."""
+    code = entry[_CODE]
+    if not entry[_BUILTIN]:
+        return str(getattr(code, "co_qualname", entry[0]))
+    name = str(getattr(code, "__qualname__", entry[0]))
+    return name if entry[1] == "builtins" else f"{entry[1]}.{name}"
+
+
+_profiler: _Profiler | None = None
+_profiler_lock = threading.Lock()
+
+
+def _profiler_for(settings: Settings) -> _Profiler:
+    """Return the profiler of this process, started with the first settings it is asked for."""
+    global _profiler
+    with _profiler_lock:
+        if _profiler is None:
+            _profiler = _Profiler(settings)
+        elif _profiler.settings.clock != settings.clock:
+            raise _InUse(f"this process is profiled with the {_profiler.settings.clock} clock already")
+        return _profiler
+
+
+def _forget_parent() -> None:
+    """In a forked child: the profile is the parent's."""
+    global _profiler
+    if _profiler is not None:
+        if _hooked.here or threading.get_ident() in _profiler._loops:
+            sys.setprofile(None)
+        _profiler = None
+
+
+os.register_at_fork(after_in_child=_forget_parent)
