@@ -764,6 +764,7 @@ class IoLog(NamedTuple):
     """One row per Darshan log: what it is, and how much of it there is."""
 
     log: Annotated[str, _LOG]
+    content_digest: Annotated[str, Column("SHA-256 of the log; a log is read into a run once")]
     format_version: Annotated[str, Column("Version of the log format")]
     hostname: Annotated[str | None, Column("Host", category=True, null="no traced file tells")]
     pid: Annotated[int | None, Column("Process, from the name of the log", null="the name does not tell")]

@@ -53,6 +53,11 @@ class Layout:
     has_number: bool = False
     text_offset: int | None = None
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether segments name their thread."""
+        return self.has_number or self.text_offset is not None
+
     def dtype(self, byte_order: str) -> np.dtype[np.void]:
         """Structured type of one segment."""
         fields: list[tuple[str, str, int]] = [("offset", "i8", 0), ("length", "i8", 8), ("start", "f8", 16)]
