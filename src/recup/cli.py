@@ -29,7 +29,7 @@ INCOMPLETE = 3
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FORMS = ("table", "csv", "json", "parquet")
-_VERBS = ("run", "ls", "info", "map", "story", "sql", "check", "seal", "schema", "doctor")
+_VERBS = ("run", "ls", "info", "map", "story", "profile", "sql", "check", "ingest", "seal", "schema", "doctor")
 
 
 class _Verbs(click.Group):
@@ -337,17 +337,75 @@ def story_verb(key: str, run: str, as_json: bool) -> None:
       recup story "('sum-aggregate-4f1c', 0)"
       recup story sum-agg --run last
     """
+    from recup.analyse.profile import functions_of_key
     from recup.analyse.story import find_key, story
     from recup.pages import story_page
+    from recup.profile_page import story_functions
     from recup.terminal import Page, print_json
 
     with _opened(run) as opened:
         found = find_key(opened, key)
         lines, name = story(opened, found).to_pylist(), opened.run_id
+        functions = functions_of_key(opened, found)
     if as_json:
-        print_json({"run_id": name, "key": found, "lines": lines})
+        print_json({"run_id": name, "key": found, "lines": lines, "prefix_functions": functions})
     else:
-        story_page(Page(whole_rows=True), name, found, lines)
+        page = Page(whole_rows=True)
+        story_page(page, name, found, lines)
+        if functions is not None:
+            story_functions(page, functions)
+
+
+@main.command("profile")
+@_run_argument
+@click.option("--prefix", metavar="PREFIX", help="Only tasks of this prefix.")
+@click.option(
+    "--kind",
+    type=click.Choice(("task", "coroutine", "other")),
+    default="task",
+    show_default=True,
+    help="Functions of tasks, coroutines of event loops, or other functions outside tasks.",
+)
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(("own", "total", "calls")),
+    default="own",
+    show_default=True,
+    help="What comes first.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=15, show_default=True, help="Functions to print per prefix."
+)
+@_json_option
+def profile_verb(run: str, *, prefix: str | None, kind: str, order: str, limit: int, as_json: bool) -> None:
+    """Show which functions took the time, per task prefix.
+
+    Needs a run recorded with `recup run --yappi wall` or `--yappi cpu`.  Functions are those
+    of all tasks of a prefix together.  `own` is the time in the function itself, `share` its
+    part of the prefix, `total` includes what it called.
+
+    \b
+    Example:
+      recup run --yappi cpu --yappi-prefix inc script.py
+      recup profile --prefix inc
+    """
+    from recup.analyse.profile import HOW_TO_RECORD, function_profile, profile_losses, recorded_functions
+    from recup.profile_page import profile_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        document = {
+            "run_id": opened.run_id,
+            "losses": profile_losses(opened),
+            "recorded": recorded_functions(opened),
+            "functions": function_profile(opened, prefix, kind=kind, order=order).to_pylist(),
+        }
+    document["how_to_record"] = None if document["recorded"] else HOW_TO_RECORD
+    if as_json:
+        print_json(document)
+    else:
+        profile_page(Page(), document, limit)
 
 
 @main.command("sql")
@@ -416,6 +474,33 @@ def check_verb(run: str, as_json: bool) -> None:
         check_page(Page(), name, document)
     if any(f.level == "loss" for f in findings):
         sys.exit(INCOMPLETE)
+
+
+@main.command("ingest")
+@click.argument("kind", type=click.Choice(["darshan"]))
+@click.argument("files", nargs=-1, required=True, metavar="LOG_OR_DIRECTORY...")
+@click.option("--run", "run", default="last", show_default=True, help="The run they belong to.")
+@_json_option
+def ingest_verb(kind: str, files: tuple[str, ...], run: str, as_json: bool) -> None:
+    """Read files of other tools into a run: so far the logs Darshan wrote.
+
+    Copies of the logs are kept in the run.  A log it holds already is left alone, and of a
+    damaged one all is read that stands before the damage.
+
+    \b
+    Example:
+      recup ingest darshan /scratch/darshan-logs --run last
+    """
+    from dataclasses import asdict
+
+    from recup.ingest.darshan import ingest_darshan
+    from recup.pages import ingest_page
+    from recup.terminal import Page, print_json, progress
+
+    with progress(f"reading {kind}") as show:
+        report = ingest_darshan(run, files, show)
+    document = {"path": str(report.run), "logs": [asdict(log) for log in report.logs]}
+    print_json(document) if as_json else ingest_page(Page(), document)
 
 
 @main.command("seal")

@@ -386,6 +386,21 @@ def seal_page(page: Page, report: Row) -> None:
         page.line("the rows as written stay in spool/", "dim")
 
 
+def ingest_page(page: Page, report: Row) -> None:
+    """Print what became of the logs read into a run."""
+    logs = report["logs"]
+    known = sum(each["state"] == "known" for each in logs)
+    page.line(
+        f"{plural(len(logs) - known, 'log')} with {count_text(sum(each['segment_count'] for each in logs))} reads and "
+        f"writes into {report['path']}" + (f"; {plural(known, 'log')} were there before" if known else "")
+    )
+    page.statements(
+        ("loss" if each["state"] == "unreadable" else "warning", f"{each['log']}: {'; '.join(each['lost'])}")
+        for each in logs
+        if each["lost"]
+    )
+
+
 def schema_page(page: Page, tables: Sequence[Row], *, in_full: bool) -> None:
     """Print the data dictionary, in full or one line per table."""
     if not in_full:

@@ -21,6 +21,7 @@ STANDS_ON = {
     "preload": {"capture", "spool"},
     "preload_client": {"preload", "spool"},
     "launch": {"errors", "rundir", "capture", "spool"},
+    "ingest": {"schema", "errors", "rundir", "run_tables", "spool_files"},
 }
 CAPTURE_SIDE = {"arrow_stream", "spool", "capture", "preload", "preload_client", "launch"}
 SHARED = {"schema", "errors", "rundir", "__init__"}
