@@ -489,20 +489,23 @@ class _Profiler:
 def _called(entries: list[_Raw]) -> tuple[set[int], dict[int, _Values]]:
     """Return the indices of recup's own functions, and what the others called, by index.
 
-    Recup's own are those in its files, and what only they call.  Around a task recup calls
-    built-in functions too: those have no caller here, for `threads` is left out of Yappi's sight.
+    Recup's own are those in its files, and what those call alone that never call a program's
+    code.  Around a task recup calls built-in functions too: those have no caller here, for
+    what calls them was entered before the hook was in.
     """
     own = {entry[_INDEX] for entry in entries if _is_own(entry)}
+    closed = {entry[_INDEX] for entry in entries if _is_own(entry) and _calls_no_program(entry)}
     while True:
         by_own: dict[int, int] = {}
         for entry in entries:
-            if entry[_INDEX] in own:
+            if entry[_INDEX] in closed:
                 for index, count, *_ in entry[_CHILDREN]:
                     by_own[index] = by_own.get(index, 0) + count
-        more = {e[_INDEX] for e in entries if by_own.get(e[_INDEX], -1) >= e[_COUNT] and not e[_BUILTIN]} - own
+        more = {e[_INDEX] for e in entries if by_own.get(e[_INDEX], -1) >= e[_COUNT] and not e[_BUILTIN]} - closed
         if not more:
             break
         own |= more
+        closed |= more
     found: dict[int, list[float]] = {}
     for entry in entries:
         if entry[_INDEX] not in own:
@@ -515,6 +518,10 @@ def _called(entries: list[_Raw]) -> tuple[set[int], dict[int, _Values]]:
 
 def _is_own(entry: _Raw) -> bool:
     return entry[1].startswith(_OWN_FILES) or entry[1] in _OWN_MODULES or os.path.basename(entry[1]) == "yappi.py"
+
+
+def _calls_no_program(entry: _Raw) -> bool:
+    return os.path.basename(entry[1]) in ("sampling.py", "spool.py") or "meet_thread" in _name(entry)
 
 
 def _name(entry: _Raw) -> str:
