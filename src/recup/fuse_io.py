@@ -19,7 +19,7 @@ reads and writes them while tasks run.
 
 from __future__ import annotations
 
-from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_PROCESSES, IO_STEPS, IO_THREADS
+from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_HOLDERS, IO_PROCESSES, IO_STEPS, IO_TURNS
 from recup.store import View, ViewColumn
 
 ATTRIBUTIONS = ("thread", "time_unique", "path", "shared", "helper", "none")
@@ -145,10 +145,10 @@ with placed as (
 )
 select distinct p.file
 from placed p
-asof left join (select * from io_steps where is_begin and scope = 0) b
-    on b.process = p.process and p.to_ns >= b.at_ns
-asof left join (select * from io_steps where not is_begin and scope = 0) e
-    on e.process = p.process and p.from_ns > e.at_ns
+asof left join (select * from io_steps where is_begin) b
+    on b.scope = -p.process and p.to_ns >= b.at_ns
+asof left join (select * from io_steps where not is_begin) e
+    on e.scope = -p.process and p.from_ns > e.at_ns
 where coalesce(b.attempts, 0) = coalesce(e.attempts, 0)
 """,
     is_kept=True,
@@ -173,9 +173,9 @@ with opened_once as (
     where n.open_count = 1 and not c.has_thread_ids and not c.is_doubtful and c.process is not null
         and not n.is_runtime and not n.is_reopened_as_stream and n.last_s >= n.first_s
 ), pairs as (
-    select f.*, f.opened_ns + f.error_ns as opened_by_ns, d.thread
+    select f.*, f.opened_ns + f.error_ns as opened_by_ns, h.holder
     from opened_once f
-    join (select distinct process, thread from io_threads) d on d.process = f.process
+    join io_holders h on h.process = f.process
 ), held as (
     select
         f.file,
@@ -184,7 +184,7 @@ with opened_once as (
         is_possible and t.in_from_ns <= f.opened_ns - f.error_ns and t.in_to_ns >= f.closed_ns + f.error_ns as is_sure,
         coalesce(t.before_to_ns >= f.closed_ns - f.error_ns, false) as is_crowded
     from pairs f
-    asof left join io_threads t on t.process = f.process and t.thread = f.thread and f.opened_by_ns >= t.out_from_ns
+    asof left join io_turns t on t.holder = f.holder and f.opened_by_ns >= t.out_from_ns
 ), others as (
     -- Coroutines and attempts without an end held no thread that is known; they might have done it.
     select distinct f.file
@@ -232,121 +232,115 @@ TASK_IO = View(
         ViewColumn("is_runtime", "Whether it is a file of Python, Dask or recup"),
     ),
     """
-with placed as (
+with files as (
     select
-        n.file,
-        s.module,
-        s.direction,
+        n.*,
+        c.process,
+        c.scheduler_id,
+        c.worker_id,
+        c.worker,
+        c.zero_ns,
+        c.error_ns,
+        c.offset_s,
+        c.alignment_error_s,
+        coalesce(c.is_doubtful, true) as is_doubtful
+    from io_names n
+    left join io_clocks c on c.log = n.log
+), placed as (
+    -- Ten million rows are sorted here: they are kept narrow.
+    select
+        f.file::integer as file,
+        s.direction = 'write' as is_write,
+        s.module = 'MPI-IO' as is_mpi,
         s."offset",
         s.nbytes,
         s.thread,
-        s.thread is not null and d.thread is not null as is_task_thread,
-        c.process,
-        c.zero_ns + try_cast(s.start_s * 1e9 as bigint) - c.error_ns as from_ns,
-        c.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + c.error_ns as to_ns,
-        n.is_reopened_as_stream and (
-            not (s.start_s >= n.any_first_s and s.stop_s <= n.any_last_s)
-            or s."offset" + s.nbytes > n.stream_end
-            or (s.thread is not null and d.thread is null)
-        ) as may_be_phantom,
-        n.is_beacon
+        f.zero_ns + try_cast(s.start_s * 1e9 as bigint) - f.error_ns as from_ns,
+        f.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + f.error_ns as to_ns,
+        coalesce(f.is_reopened_as_stream and (
+            not (s.start_s >= f.any_first_s and s.stop_s <= f.any_last_s)
+            or s."offset" + s.nbytes > f.stream_end
+            or (s.thread is not null and h.holder is null)
+        ), false) as is_phantom,
+        case when not f.is_beacon and not is_phantom then coalesce(h.holder, -f.process) end::integer as scope
     from raw.io_segments s
-    join io_names n on n.log = s.log and n.file_id = s.file_id
-    left join io_clocks c on c.log = s.log
-    left join (select distinct process, thread from io_threads) d on d.process = c.process and d.thread = s.thread
-), by_thread as (
+    join files f on f.log = s.log and f.file_id = s.file_id
+    left join io_holders h on h.process = f.process and h.thread = s.thread
+), by_thread as materialized (
     select
         p.*,
         case
             when t.in_from_ns <= p.from_ns and p.to_ns <= t.in_to_ns and coalesce(t.before_to_ns < p.from_ns, true)
-                and not p.is_beacon and not coalesce(p.may_be_phantom, false)
             then t.attempt
-        end as thread_attempt,
-        case when thread_attempt is null and not p.is_beacon and not coalesce(p.may_be_phantom, false) then p.process end
-            as asked_process,
-        case when p.is_task_thread then p.thread else 0 end as scope
+        end::integer as attempt
     from placed p
-    asof left join io_threads t on t.process = p.process and t.thread = p.thread and p.to_ns >= t.out_from_ns
+    asof left join io_turns t on t.holder = p.scope and p.to_ns >= t.out_from_ns
 ), weighed as (
     select
-        w.*,
-        case
-            when w.thread_attempt is not null then 1
-            when w.asked_process is not null and w.from_ns is not null
-                then coalesce(b.attempts, 0) - coalesce(e.attempts, 0)
-            when w.process is not null then 0
-        end as candidate_count,
-        case when w.thread is null and coalesce(b.attempts, 0) - coalesce(e.attempts, 0) = 1
-            then coalesce(b.numbers, 0) - coalesce(e.numbers, 0) end as only_attempt
-    from by_thread w
-    asof left join (select * from io_steps where is_begin) b
-        on b.process = w.asked_process and b.scope = w.scope and w.to_ns >= b.at_ns
-    asof left join (select * from io_steps where not is_begin) e
-        on e.process = w.asked_process and e.scope = w.scope and w.from_ns > e.at_ns
+        q.*,
+        coalesce(b.attempts, 0) - coalesce(e.attempts, 0) as candidate_count,
+        case when candidate_count = 1 then coalesce(b.numbers, 0) - coalesce(e.numbers, 0) end as only_attempt
+    from (select * exclude (attempt) from by_thread where attempt is null and scope is not null and from_ns is not null) q
+    asof left join (select * from io_steps where is_begin) b on b.scope = q.scope and q.to_ns >= b.at_ns
+    asof left join (select * from io_steps where not is_begin) e on e.scope = q.scope and q.from_ns > e.at_ns
 ), judged as (
     select
-        w.*,
-        n.log,
-        n.path,
-        n.written_as,
-        n.is_runtime,
-        c.scheduler_id,
-        c.worker_id,
-        c.worker,
-        c.error_ns,
-        c.offset_s,
-        c.alignment_error_s,
+        w.* exclude (only_attempt),
         case
-            when w.only_attempt is not null and only_one.thread is not null and not only_one.is_open
-                and only_one.in_from_ns <= w.from_ns and w.to_ns <= only_one.in_to_ns
-                and loose.file is null and not n.is_runtime and not c.is_doubtful
-            then w.only_attempt
-        end as time_attempt,
-        case when w.thread is null and w.asked_process is not null and w.candidate_count > 0 and w.from_ns >= owned.from_ns
-            and w.to_ns <= owned.to_ns then owned.attempt end as path_attempt
+            when w.thread is not null or w.candidate_count = 0 then null
+            when only_one.thread is not null and only_one.in_from_ns <= w.from_ns and w.to_ns <= only_one.in_to_ns
+                and loose.file is null and not f.is_runtime and not f.is_doubtful
+            then 'time_unique'
+            when owner.in_from_ns <= w.from_ns and w.to_ns <= owner.in_to_ns then 'path'
+        end as claim,
+        case claim when 'time_unique' then w.only_attempt when 'path' then owner.attempt end as attempt
     from weighed w
-    join io_names n on n.file = w.file
-    left join io_clocks c on c.log = n.log
+    join files f on f.file = w.file
     left join io_attempts only_one on only_one.attempt = w.only_attempt
     left join io_loose_files loose on loose.file = w.file
-    left join (
-        select o.file, o.attempt, a.in_from_ns as from_ns, a.in_to_ns as to_ns
-        from io_file_owners o
-        join io_attempts a on a.attempt = o.attempt
-    ) owned on owned.file = w.file
+    left join io_file_owners o on o.file = w.file
+    left join io_attempts owner on owner.attempt = o.attempt
+), every_one as (
+    select *, 1 as candidate_count, 'thread' as attribution from by_thread where attempt is not null
+    union all by name
+    select *, 'none' as attribution from by_thread where attempt is null and (scope is null or from_ns is null)
+    union all by name
+    select
+        * exclude (claim),
+        case
+            when claim is not null then claim
+            when candidate_count = 0 then 'none'
+            when thread is not null and scope < 0 then 'helper'
+            else 'shared'
+        end as attribution
+    from judged
 )
 select
-    j.log,
-    j.module,
-    j.direction,
-    j.path,
-    j.written_as,
-    j."offset",
-    j.nbytes,
-    (j.from_ns + j.error_ns) / 1e9 + coalesce(j.offset_s, 0.0) as start_s,
-    (j.to_ns - j.error_ns) / 1e9 + coalesce(j.offset_s, 0.0) as stop_s,
-    coalesce(a.scheduler_id, j.scheduler_id) as scheduler_id,
+    f.log,
+    case when e.is_mpi then 'MPI-IO' else 'POSIX' end as module,
+    case when e.is_write then 'write' else 'read' end as direction,
+    f.path,
+    f.written_as,
+    e."offset",
+    e.nbytes,
+    (e.from_ns + f.error_ns) / 1e9 + coalesce(f.offset_s, 0.0) as start_s,
+    (e.to_ns - f.error_ns) / 1e9 + coalesce(f.offset_s, 0.0) as stop_s,
+    coalesce(a.scheduler_id, f.scheduler_id) as scheduler_id,
     a.key,
     a.key_id,
     a.run_id,
     a.prefix,
-    coalesce(a.worker, j.worker) as worker,
-    coalesce(a.worker_id, j.worker_id) as worker_id,
-    j.thread,
-    case
-        when j.thread_attempt is not null then 'thread'
-        when j.time_attempt is not null then 'time_unique'
-        when j.path_attempt is not null then 'path'
-        when coalesce(j.candidate_count, 0) = 0 then 'none'
-        when j.thread is not null and not j.is_task_thread then 'helper'
-        else 'shared'
-    end as attribution,
-    j.candidate_count::bigint as candidate_count,
-    j.error_ns / 1e9 + j.alignment_error_s as clock_error_s,
-    coalesce(j.may_be_phantom, false) as is_phantom,
-    j.is_runtime
-from judged j
-left join io_attempts a on a.attempt = coalesce(j.thread_attempt, j.time_attempt, j.path_attempt)
+    coalesce(a.worker, f.worker) as worker,
+    coalesce(a.worker_id, f.worker_id) as worker_id,
+    e.thread,
+    e.attribution,
+    coalesce(e.candidate_count, case when f.process is not null then 0 end)::bigint as candidate_count,
+    f.error_ns / 1e9 + f.alignment_error_s as clock_error_s,
+    e.is_phantom,
+    f.is_runtime
+from every_one e
+join files f on f.file = e.file
+left join io_attempts a on a.attempt = e.attempt
 """,
 )
 
@@ -354,7 +348,8 @@ IO_VIEWS: tuple[View, ...] = (
     IO_PROCESSES,
     IO_CLOCKS,
     IO_ATTEMPTS,
-    IO_THREADS,
+    IO_HOLDERS,
+    IO_TURNS,
     IO_STEPS,
     IO_NAMES,
     IO_LOOSE_FILES,

@@ -292,6 +292,7 @@ select
     e.to_ns - e.to_error_ns as in_to_ns
 from every_one e
 join io_processes p on p.server_id = e.server_id
+semi join io_clocks c on c.process = p.process
 left join keys on keys.key_id = e.key_id
 left join prefixes on prefixes.scheduler_id = p.scheduler_id and prefixes.key_id = e.key_id
 """,
@@ -299,19 +300,37 @@ left join prefixes on prefixes.scheduler_id = p.scheduler_id and prefixes.key_id
     is_inner=True,
 )
 
-IO_THREADS = View(
-    "io_threads",
+IO_HOLDERS = View(
+    "io_holders",
+    "One row per thread that held an attempt: its number.",
+    (),
+    """
+select row_number() over () as holder, process, thread
+from (select distinct process, thread from io_attempts where thread is not null)
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
+IO_TURNS = View(
+    "io_turns",
     "One row per moment at which an attempt may have begun to hold a thread: the attempt, and until when those before "
     "it may have held the thread.",
     (),
     """
-select *, max(out_to_ns) over earlier as before_to_ns
-from io_attempts
-where thread is not null
-window earlier as (
-    partition by process, thread order by out_from_ns, attempt rows between unbounded preceding and 1 preceding
-)
-qualify attempt = max(attempt) over (partition by process, thread, out_from_ns)
+select
+    h.holder,
+    a.attempt,
+    a.out_from_ns,
+    a.in_from_ns,
+    a.in_to_ns,
+    a.out_to_ns,
+    max(a.out_to_ns) over (turns rows between unbounded preceding and 1 preceding) as before_to_ns
+from io_attempts a
+join io_holders h on h.process = a.process and h.thread = a.thread
+window turns as (partition by h.holder order by a.out_from_ns, a.attempt)
+-- Of attempts that may have begun in the same moment the last stands for all: it knows of those before it.
+qualify lead(a.out_from_ns) over turns is distinct from a.out_from_ns
 """,
     is_kept=True,
     is_inner=True,
@@ -321,36 +340,24 @@ IO_STEPS = View(
     "io_steps",
     "One row per scope and moment: how many attempts may have begun (`is_begin`) or have surely ended by then, and the "
     "sum of their numbers.  Begun less ended is what may run; where that is one, the sums leave its number.  A scope "
-    "is a thread of a process with the attempts whose thread is not known, or (thread null) the whole process.",
+    "is a thread (its holder) with the attempts whose thread is not known, or a whole process (its number, negative).",
     (),
     """
 with members as (
-    select process, thread, attempt, out_from_ns, out_to_ns from io_attempts where thread is not null
-    union all
-    select a.process, t.thread, a.attempt, a.out_from_ns, a.out_to_ns
+    select h.holder as scope, a.attempt, a.out_from_ns, a.out_to_ns
     from io_attempts a
-    join (select distinct process, thread from io_attempts where thread is not null) t on t.process = a.process
-    where a.is_open
+    join io_holders h on h.process = a.process and (h.thread = a.thread or a.is_open)
     union all
-    select process, null, attempt, out_from_ns, out_to_ns from io_attempts
+    select -process, attempt, out_from_ns, out_to_ns from io_attempts
 ), moments as (
-    select process, thread, true as is_begin, out_from_ns as at_ns, count(*) as attempts, sum(attempt) as numbers
-    from members
-    group by all
+    select scope, true as is_begin, out_from_ns as at_ns, attempt from members
     union all
-    select process, thread, false, out_to_ns, count(*), sum(attempt)
-    from members
-    group by all
+    select scope, false, out_to_ns, attempt from members
 )
-select
-    process,
-    coalesce(thread, 0) as scope,
-    is_begin,
-    at_ns,
-    sum(attempts) over so_far as attempts,
-    sum(numbers) over so_far as numbers
+select scope, is_begin, at_ns, row_number() over so_far as attempts, (sum(attempt) over so_far)::bigint as numbers
 from moments
-window so_far as (partition by process, thread, is_begin order by at_ns)
+window so_far as (partition by scope, is_begin order by at_ns, attempt rows unbounded preceding)
+qualify lead(at_ns) over (partition by scope, is_begin order by at_ns, attempt) is distinct from at_ns
 """,
     is_kept=True,
     is_inner=True,
