@@ -213,6 +213,15 @@ def _take_darshan_logs(path: Path) -> None:
         complain(f"Darshan logs are not read in: {type(reason).__name__}: {reason}; they stay in {path}")
 
 
+def _take_darshan_logs_of(run: str) -> None:
+    from recup.launch import wait_for_stragglers
+    from recup.rundir import find_run
+
+    path = find_run(run)
+    if not wait_for_stragglers(path, timeout_s=0):
+        _take_darshan_logs(path)
+
+
 def _seal_and_show(path: Path, *, no_seal: bool, quiet: bool, as_json: bool) -> None:
     from recup.launch import collect_local_spools, wait_for_stragglers
     from recup.terminal import Page, complain, print_json, progress
@@ -303,7 +312,7 @@ def map_verb(run: str, as_json: bool) -> None:
     """Show the map of a run: what was recorded at each step and level, and why not.
 
     Each line is collected, partly collected, missing (and why), nothing (nothing of the
-    kind happened), or not yet recorded by this version.
+    kind happened), not asked for (and how to ask), or not yet recorded by this version.
 
     \b
     Example:
@@ -522,6 +531,7 @@ def seal_verb(run: str, keep_spool: bool, force: bool, as_json: bool) -> None:
     from recup.store import seal
     from recup.terminal import Page, print_json, progress
 
+    _take_darshan_logs_of(run)
     try:
         with progress("sealing") as show:
             report = seal(run, keep_spool=keep_spool, force=force, progress=show)

@@ -70,7 +70,50 @@ def test_a_loss_makes_the_lines_of_its_table_partly_known(tmp_path):
 
 
 def test_what_this_version_cannot_record_says_so(tmp_path):
-    assert judged(write_run(tmp_path), 5, "files and operations") == ("not yet", "Darshan: not in this version")
+    assert judged(write_run(tmp_path), 5, "functions, wall and CPU") == ("not yet", "Yappi: not in this version")
+
+
+def test_what_was_not_asked_for_says_how_to_ask(tmp_path):
+    said = ("not asked", "not asked for: `recup run --darshan`")
+    assert judged(write_run(tmp_path), 5, "operations on files") == said
+
+
+def asked_for_darshan(path):
+    directory = path / "foreign" / "darshan"
+    directory.mkdir(parents=True)
+    (directory / "request.json").write_text("{}")
+    return path
+
+
+def test_darshan_that_was_asked_for_and_saw_no_worker_is_not_called_missing(tmp_path):
+    path = asked_for_darshan(write_run(tmp_path))
+    assert judged(path, 5, "Darshan logs") == ("nothing", "no worker left a log")
+
+
+def test_darshan_that_was_not_found_says_so(tmp_path):
+    path = asked_for_darshan(write_run(tmp_path))
+    spool = Spool(path, "launcher", "Launcher-1")
+    spool.lose("not_captured", "io_logs", "libdarshan was not found")
+    spool.close()
+    for metadata in ("Darshan logs", "files", "operations on files"):
+        assert judged(path, 5, metadata) == ("missing", "not_captured: libdarshan was not found")
+
+
+def test_a_log_that_is_cut_short_makes_its_lines_partly_known(tmp_path):
+    path = asked_for_darshan(write_run(tmp_path))
+    lost = '["DXT_POSIX: 3 of 4 operations (75.0%) were traced"]'
+    write(
+        path,
+        "darshan",
+        "log",
+        [
+            row(schema.IoLog, log="x.darshan", lost=lost),
+            row(schema.IoFile, log="x.darshan", module="POSIX"),
+            row(schema.IoSegment, log="x.darshan", module="POSIX"),
+        ],
+    )
+    assert judged(path, 5, "files")[0] == "collected"
+    assert judged(path, 5, "operations on files") == ("partly", "DXT_POSIX: 3 of 4 operations (75.0%) were traced")
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -85,4 +128,4 @@ def test_an_empty_run_has_a_map_too(tmp_path):
     from recup.rundir import create_run
 
     states = {line["state"] for line in lines_of(create_run(tmp_path, way="run")).values()}
-    assert states == {"missing", "not yet"}
+    assert states == {"missing", "not asked", "not yet"}

@@ -45,6 +45,12 @@ class Cell:
         SQL of a number that is zero unless something happened, asked when there is no row.
     absent : str
         Why there is no row, where `nothing` is empty.
+    asked : str
+        File of the run that is there where it was asked for; empty where it always is recorded.
+    how : str
+        How to ask for it.
+    shortfall : str
+        SQL of (how many sources are cut short, one of the reasons); asked when there are rows.
     """
 
     step: int
@@ -56,6 +62,9 @@ class Cell:
     nothing: str = ""
     witness: str = ""
     absent: str = "no row is there, for a reason recup does not know"
+    asked: str = ""
+    how: str = ""
+    shortfall: str = ""
 
 
 def _cell(step: int, level: str, metadata: str, rows: str, **more: str) -> Cell:
@@ -75,6 +84,18 @@ def _worker(metadata: str, rows: str, nothing: str = "", witness: str = "") -> C
     return _cell(4, "worker", metadata, rows, observer="worker", nothing=nothing, witness=witness)
 
 
+def _step5_worker(metadata: str, rows: str) -> Cell:
+    return _cell(5, "thread", metadata, rows, observer="worker", nothing="no task ran", witness=_ATTEMPTS_SEEN)
+
+
+def _darshan(level: str, metadata: str, rows: str, nothing: str, shortfall: str = "") -> Cell:
+    table = rows.partition("raw.")[2].split()[0]
+    return Cell(
+        5, level, metadata, rows, tuple(dict.fromkeys((table, "io_logs"))), nothing=nothing, shortfall=shortfall,
+        asked="foreign/darshan/request.json", how="`recup run --darshan`",
+    )  # fmt: skip
+
+
 def _absent(level: str, metadata: str, tool: str) -> Cell:
     return Cell(5, level, metadata, "", nothing=tool)
 
@@ -84,6 +105,10 @@ _STEALS_SEEN = "select count(*) from raw.worker_transitions where stimulus_id li
 _SPILL_SEEN = "select max(value) from raw.samples where metric in ('spilled_disk_bytes', 'memory_spilled_bytes')"
 _INCOMING_SEEN = "select max(value) from raw.samples where metric = 'transfer_incoming_count_total'"
 _OUTGOING_SEEN = "select max(value) from raw.samples where metric = 'transfer_outgoing_count_total'"
+_SHORT_LOGS = "select count(*), min(reason) from (select log, unnest(from_json(lost, '[\"VARCHAR\"]')) as reason from raw.io_logs)"
+_FILES_SHORT = f"{_SHORT_LOGS} where not starts_with(reason, 'DXT_')"
+_SEGMENTS_SHORT = f"{_SHORT_LOGS} where starts_with(reason, 'DXT_') or reason like '%killed%'"
+_ATTEMPTS_SEEN = "select count(*) from raw.results where role = 'worker' and start_s is not null"
 _FAILURES_SEEN = "select count(*) from raw.results where outcome in ('error', 'erred')"
 
 CELLS = (
@@ -168,8 +193,12 @@ CELLS = (
     _cell(5, "process", "bytes read and written", "from raw.samples where metric = 'process_read_bytes'"),
     _cell(5, "process", "garbage collections", "from raw.samples where metric like 'gc\\_%' escape '\\'"),
     _cell(5, "coroutine", "event-loop lag", "from raw.samples where metric = 'event_loop_lag_s'"),
-    _absent("thread", "CPU, waits and I/O of each task", "counters of task threads"),
-    _absent("thread", "files and operations", "Darshan"),
+    _step5_worker("CPU, waits and I/O of each task", "from raw.thread_counters"),
+    _step5_worker("kernel's names of threads", "from raw.threads"),
+    _darshan("process", "Darshan logs", "from raw.io_logs", "no worker left a log", _SHORT_LOGS),
+    _darshan("process", "files", "from raw.io_files", "no file was used", _FILES_SHORT),
+    _darshan("thread", "operations on files", "from raw.io_segments", "no operation was traced", _SEGMENTS_SHORT),
+    _darshan("thread", "beacons of Darshan's clock", "from raw.clock_beacons", "no worker ran under Darshan"),
     _absent("thread", "functions, wall and CPU", "Yappi"),
     _absent("coroutine", "coroutines, wall and CPU", "Yappi"),
 )  # fmt: skip
@@ -180,6 +209,7 @@ STATES = {
     "partly": "recorded, but some of it is known to be missing",
     "missing": "not recorded; the reason is told",
     "nothing": "would have been recorded, but nothing of the kind happened",
+    "not asked": "has its price and was not asked for; how to ask is told",
     "not yet": "this version of recup does not record it",
 }
 """What the states of a line mean."""
@@ -268,7 +298,13 @@ def _judge(
     if count:
         if lost:
             return "partly", _loss_text(lost)
+        if cell.shortfall:
+            ((short, reason),) = run.sql(cell.shortfall).fetchall()
+            if short:
+                return "partly", reason + (f" (and {short - 1} more of the kind)" if short > 1 else "")
         return ("partly", share) if share else ("collected", "")
+    if cell.asked and not lost and not (run.path / cell.asked).is_file():
+        return "not asked", f"not asked for: {cell.how}"
     if not recorded:
         return "missing", f"no {role} was recorded"
     if lost:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,25 +77,25 @@ def missing_logs(directory: Path) -> Iterator[tuple[str, str]]:
     """Yield (table that lacks rows, what is missing) for each log that did not come whole."""
     names = [file.name for file in directory.iterdir()]
     logs = [match for match in map(_LOG.search, names) if match]
-    whole = Counter(match["pid"] for match in logs if not match["partial"])
+    whole = {match["pid"] for match in logs if not match["partial"]}
+    unfinished = {match["pid"]: match.string for match in logs if match["partial"]}
     maps = {match["job"]: match.string for match in map(_MAP.search, names) if match}
     for name in sorted(names):
         beacon = _BEACON.match(name)
         if beacon is None:
             continue
         pid, worker = beacon["pid"], beacon["worker"]
-        if whole[pid]:
+        if pid in whole:
             continue
         text = f"the log of {worker} (process {pid}) never came: it was killed, or its host has it still"
+        if pid in unfinished:
+            text = f"{unfinished[pid]} of {worker} was never finished: process {pid} died while it wrote"
         if pid in maps:
             yield "io_segments", f"{text}; {maps[pid]} holds its counters, but no segments"
         elif maps:
             yield "io_segments", f"{text}; one of {len(maps)} memory maps may hold its counters, none has segments"
         else:
             yield "io_logs", text
-    for match in logs:
-        if match["partial"]:
-            yield "io_logs", f"{match.string} was never finished: process {match['pid']} died while writing it"
     request = read_request(directory.parent.parent)
     if request is not None and request.library and not (logs or maps or any(map(_BEACON.match, names))):
         yield "io_logs", "no process of a worker ran under Darshan"
