@@ -47,7 +47,8 @@ class Finding:
 def completeness(run: Run) -> list[Finding]:
     """Return everything that was checked, losses first.
 
-    From: spools, losses, workers, clients, task_runs, worker_lives, receptions, clock_samples
+    From: spools, losses, workers, clients, task_runs, worker_lives, receptions, results, thread_counters,
+    fine_metrics, clock_samples
     """
     spools = [
         dict(zip(relation.columns, row, strict=True))
@@ -62,7 +63,7 @@ def completeness(run: Run) -> list[Finding]:
     findings += _row_counts(spools)
     findings += _unwritten(spools)
     findings += _counters(spools)
-    checks: tuple[Callable[[Run], list[Finding]], ...] = (_losses, _workers, _clients, _attempts, _clocks)
+    checks: tuple[Callable[[Run], list[Finding]], ...] = (_losses, _workers, _clients, _attempts, _threads, _clocks)
     for check in checks:
         findings += check(run)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
@@ -356,6 +357,73 @@ def _attempts(run: Run) -> list[Finding]:
         found.append(
             Finding(
                 "ok", "attempts", f"All {attempts} attempts are known from both sides.", {"attempt_count": attempts}
+            )
+        )
+    return found
+
+
+_UNCOUNTED_SQL = """
+select count(*) as ended_count, count(*) filter (c.server_id is null) as uncounted_count
+from raw.results r
+left join raw.thread_counters c on c.server_id = r.server_id and c.key_id = r.key_id and c.run_id = r.run_id
+where r.role = 'worker' and r.outcome in ('memory', 'error') and r.thread is not null and r.run_id is not null
+"""
+
+_CPU_SQL = """
+with counted as (
+    select worker_id, prefix, count(*) as task_count, sum(cpu_s) as cpu_s
+    from task_counters
+    where kind = 'task' and outcome = 'returned' and cpu_s is not null
+    group by worker_id, prefix
+), metered as (
+    select server_id as worker_id, prefix, sum(value) as cpu_s
+    from raw.fine_metrics
+    where context = 'execute' and activity = 'thread-cpu' and unit = 'seconds'
+    group by server_id, prefix
+)
+select c.worker_id, c.prefix, c.task_count, c.cpu_s, m.cpu_s,
+    abs(c.cpu_s - m.cpu_s) > greatest(0.02 * m.cpu_s, 0.001 * c.task_count) as is_apart
+from counted c
+join metered m on m.worker_id = c.worker_id and m.prefix = c.prefix
+order by c.worker_id, c.prefix
+"""
+"""A millisecond a task, or 2 %, is no difference."""
+
+
+def _threads(run: Run) -> list[Finding]:
+    """Whether every attempt was counted in its thread, and agrees with Dask's own meter of CPU time."""
+    ended, uncounted = run.sql(_UNCOUNTED_SQL).fetchall()[0]
+    found = []
+    if uncounted:
+        found.append(
+            Finding(
+                "warning",
+                "threads",
+                f"Of {uncounted} of {ended} attempts the counters of their thread are missing; in process pools there "
+                "are none.",
+                {"attempt_count": uncounted},
+            )
+        )
+    compared = run.sql(_CPU_SQL).fetchall()
+    for worker_id, prefix, count, mine, dask, is_apart in compared:
+        if is_apart:
+            told = f"Of {count} tasks {prefix}, their own code took {mine:.3f} s of CPU and Dask metered {dask:.3f} s"
+            numbers: dict[str, Number] = {"counted_s": mine, "dask_s": dask}
+            # Dask's meter starts earlier and stops later: the first time it measures a result, imports are in it.
+            found.append(
+                Finding("info", worker_id, f"{told}: the rest went around it, as into measuring the result.", numbers)
+                if dask > mine
+                else Finding("warning", worker_id, f"{told}.", numbers)
+            )
+    if ended and not uncounted:
+        equal = sum(not is_apart for *_, is_apart in compared)
+        found.append(
+            Finding(
+                "ok",
+                "threads",
+                f"All {ended} attempts that ended in a thread were counted there; CPU time agrees with Dask's own meter "
+                f"in {equal} of {len(compared)} sums by worker and prefix.",
+                {"attempt_count": ended, "compared_count": len(compared), "equal_count": equal},
             )
         )
     return found

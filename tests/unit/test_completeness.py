@@ -5,6 +5,7 @@ from recup.completeness import LEVELS, completeness, verdict
 from recup.rundir import create_run
 from recup.spool import Spool
 from recup.store import open_run, seal
+from tests.unit import written_runs
 from tests.unit.spooled import edit_status, left_by_a_killed_server, write
 from tests.unit.written_runs import A, at, row, write_run
 
@@ -169,3 +170,29 @@ def test_a_worker_that_recorded_but_not_this_attempt_is_a_doubt(tmp_path):
     assert [statement for _, statement in told(path, "warning")] == [
         "Of 1 of 1 attempts the scheduler took the end and the worker recorded nothing of them, though it recorded."
     ]
+
+
+def test_attempts_without_counters_of_their_thread_are_a_doubt(tmp_path):
+    path = write_run(tmp_path)
+    for table in ("thread_counters", "threads"):
+        (path / "spool" / "worker-Worker-b" / f"{table}.arrows").unlink()
+    statements = [(f.level, f.statement) for f in findings_of(path) if f.subject == "threads"]
+    assert statements == [
+        (
+            "warning",
+            "Of 2 of 3 attempts the counters of their thread are missing; in process pools there are none.",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("by_dask_s", "levels"),
+    [(0.1505, ["ok"]), (0.1, ["warning", "ok"]), (0.3, ["info", "ok"])],
+    ids=["agrees", "less", "more"],
+)
+def test_cpu_time_is_held_against_dasks_own_meter(tmp_path, monkeypatch, by_dask_s, levels):
+    rows = written_runs.worker_a_rows()
+    metered = [each._replace(value=by_dask_s) if isinstance(each, schema.FineMetric) else each for each in rows]
+    monkeypatch.setattr(written_runs, "worker_a_rows", lambda: metered)
+    path = write_run(tmp_path)
+    assert [f.level for f in findings_of(path) if "of CPU" in f.statement or f.subject == "threads"] == levels

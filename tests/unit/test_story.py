@@ -30,6 +30,7 @@ def test_a_task_is_told_from_submission_to_the_use_of_its_result(run):
         (0.02, f"worker {A}", "released -> waiting"),
         (0.03, f"worker {A}", "ready -> executing"),
         (0.1, f"worker {A}", "computes"),
+        (0.1, f"worker {A}", "its thread"),
         (0.45, f"worker {A}", "executing -> memory"),
         (0.45, f"worker {A}", "attempt ended"),
         (0.5, "scheduler", "processing -> memory"),

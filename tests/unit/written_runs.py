@@ -112,8 +112,18 @@ def scheduler_rows():
     ]  # fmt: skip
 
 
+def _counted(seconds, key, run_id, outcome, thread, cpu_s):  # noqa: PLR0917
+    return schema.ThreadCounter(
+        at(seconds), key, run_id, "task", outcome, thread, round(cpu_s * 2e9), round(cpu_s * 1e9), round(cpu_s * 1e9), 0,
+        1000, 1, 2, 3, 0, 4096, 8192, 1, 2, 0, 0,
+    )  # fmt: skip
+
+
 def worker_a_rows():
     return [
+        schema.Thread(at(1.09), 77, 4077, "Dask-Default-Threads-77"),
+        _counted(1.1, "inc-1", 0, "returned", 77, 0.15),
+        schema.FineMetric(at(2), "execute", None, "inc", "thread-cpu", "seconds", 0.151),
         _host(),
         _process("worker", A, thread_count=2),
         row(schema.ClockSample, time_ns=at(0.1), monotonic_ns=1, scheduler_delay_s=0.0),
@@ -132,6 +142,9 @@ def worker_a_rows():
 
 def worker_b_rows():
     return [
+        schema.Thread(at(1.6), 78, 4078, "Dask-Default-Threads-78"),
+        _counted(1.61, NASTY, 1, "ValueError", 78, 0.01),
+        _counted(1.8, NASTY, 2, "ValueError", 78, 0.01),
         _process("worker", B, thread_count=2),
         row(schema.ClockSample, time_ns=at(0.1), monotonic_ns=1, scheduler_delay_s=0.0),
         schema.Reception(at(1.52), NASTY, 1, 1, 1000, 1),
