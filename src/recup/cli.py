@@ -29,7 +29,21 @@ INCOMPLETE = 3
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FORMS = ("table", "csv", "json", "parquet")
-_VERBS = ("run", "ls", "info", "map", "story", "profile", "sql", "check", "ingest", "seal", "schema", "doctor")
+_VERBS = (
+    "run",
+    "ls",
+    "info",
+    "map",
+    "story",
+    "profile",
+    "sql",
+    "check",
+    "ingest",
+    "seal",
+    "schema",
+    "doctor",
+    "darshan-env",
+)
 
 
 class _Verbs(click.Group):
@@ -581,29 +595,76 @@ def schema_verb(table: str | None, as_json: bool) -> None:
 @main.command("doctor")
 @_root_option
 @click.option("--no-cluster", is_flag=True, help="Do not start a tiny cluster to see its rows arrive.")
+@click.option(
+    "--darshan",
+    metavar="[=PATH]",
+    is_flag=False,
+    flag_value="auto",
+    help="Check Darshan alone; PATH: libdarshan or its prefix.",
+)
 @_json_option
-def doctor_verb(root: str | None, no_cluster: bool, as_json: bool) -> None:
+def doctor_verb(root: str | None, no_cluster: bool, darshan: str | None, as_json: bool) -> None:
     """Tell whether this environment would record everything, and what to mend.
 
     Checks versions, the file system, limits and configuration, and records a cluster of
-    one worker.  Exit code 1 when there is a problem.
+    one worker; with --darshan, whether libdarshan is found, loads and leaves a log.  Exit
+    code 1 when there is a problem.
 
     \b
     Example:
       recup doctor
       recup doctor --no-cluster --json
+      recup doctor --darshan=/opt/darshan
     """
     from dataclasses import asdict
 
+    from recup.darshan_doctor import examine_darshan
     from recup.doctor import examine
     from recup.pages import doctor_page
     from recup.rundir import runs_root
     from recup.terminal import Page, print_json
 
-    checks = [asdict(check) for check in examine(runs_root(root), live=not no_cluster)]
+    if darshan is not None:
+        found = examine_darshan(None if darshan == "auto" else darshan, runs_root(root))
+    else:
+        found = examine(runs_root(root), live=not no_cluster)
+    checks = [asdict(check) for check in found]
     if as_json:
         print_json(checks)
     else:
         doctor_page(Page(), checks)
     if any(check["level"] == "problem" for check in checks):
         sys.exit(1)
+
+
+@main.command("darshan-env")
+@_root_option
+@click.option("--run", "run", metavar="DIR", help="The run, made if need be.  [default: a new one]")
+@click.option("--darshan", metavar="PATH", help="libdarshan or its prefix.  [default: it is looked for]")
+@_json_option
+def darshan_env_verb(root: str | None, run: str | None, darshan: str | None, as_json: bool) -> None:
+    """Print shell lines after which all that a job script starts is recorded, with Darshan.
+
+    For workers without a nanny (`--no-nanny`, dask-mpi): a nanny starts its worker under
+    Darshan by itself where the run asks for it, which `recup run --darshan` does.
+
+    \b
+    Example:
+      eval "$(recup darshan-env --run /scratch/runs/monday)"
+      mpirun -n 4 python script.py
+    """
+    from recup.darshan_doctor import darshan_variables, shell_lines
+    from recup.rundir import create_run, runs_root
+    from recup.terminal import print_json
+
+    try:
+        if run is None:
+            path = create_run(runs_root(root), way="preload")
+        else:
+            path = Path(run).absolute()
+            if not (path / "run.json").exists():
+                create_run(path.parent, way="preload", run_id=path.name)
+    except OSError as reason:
+        raise RecupError(f"The run cannot be made: {reason}. Name another place with --root or --run.") from reason
+    variables = darshan_variables(path, darshan)
+    print_json({"run": str(path), "variables": variables}) if as_json else click.echo(shell_lines(path, variables))

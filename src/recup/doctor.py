@@ -426,17 +426,14 @@ def optional_tools() -> list[Check]:
     checks = [
         _ok("git", git) if git else _info("git", "not found: the commit of your script is read from its files alone")
     ]
-    for name, found in (("libdarshan", _finds_darshan()), ("yappi", importlib.util.find_spec("yappi") is not None)):
-        there = "present" if found else "not found"
-        checks.append(_info(name, f"{there}; this version records nothing with it (step 5 of the map)"))
+    from recup.capture.darshan_library import find_library
+
+    found = find_library(None, os.environ)
+    there = f"{found.path} ({found.source})" if found.path else "not found; `recup run --darshan=PATH` may name it"
+    checks.append(_info("libdarshan", there, "`recup doctor --darshan` tries it"))
+    there = "present" if importlib.util.find_spec("yappi") is not None else "not found"
+    checks.append(_info("yappi", f"{there}; this version records nothing with it (step 5 of the map)"))
     return checks
-
-
-def _finds_darshan() -> bool:
-    if "libdarshan" in os.environ.get("LD_PRELOAD", "") or shutil.which("darshan-parser"):
-        return True
-    directories = os.environ.get("LD_LIBRARY_PATH", "").split(":")
-    return any((Path(each) / "libdarshan.so").exists() for each in directories if each)
 
 
 def _last_line(text: str) -> str:

@@ -25,7 +25,7 @@ STANDS_ON = {
 }
 CAPTURE_SIDE = {"arrow_stream", "spool", "capture", "preload", "preload_client", "launch"}
 SHARED = {"schema", "errors", "rundir", "__init__"}
-MAY_USE_BOTH = {"cli", "doctor", "ipython", "__main__", "__init__"}
+MAY_USE_BOTH = {"cli", "darshan_doctor", "doctor", "ipython", "__main__", "__init__"}
 HEAVY = {"pyarrow", "duckdb", "pandas"}
 
 

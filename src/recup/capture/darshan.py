@@ -120,7 +120,9 @@ def request_darshan(run_directory: Path, told: str | None) -> Request:
     directory = foreign(run_directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_config(directory, run_directory)
-    request = judge_library(told, directory)[0]
+    request, trial, _ = judge_library(told, directory)
+    if trial is not None and trial.log is not None:
+        trial.log.unlink(missing_ok=True)
     temporary = directory / f".request.{os.getpid()}"
     temporary.write_text(json.dumps(dataclasses.asdict(request), indent=2) + "\n")
     os.replace(temporary, directory / "request.json")
@@ -138,8 +140,6 @@ def judge_library(told: str | None, directory: Path) -> tuple[Request, Trial | N
     if is_dated:
         make_dated(directory)
         trial = try_library(found.path, variables, directory)
-    if trial.log is not None:
-        trial.log.unlink(missing_ok=True)
     if trial.reason:
         return Request(None, trial.reason), trial, found.looked
     request = Request(str(found.path), "", library_version(found.path), variables, is_dated)
