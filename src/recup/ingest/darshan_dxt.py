@@ -34,6 +34,9 @@ _PREFIX = np.frombuffer(b"pthread_id=", np.uint8)
 _DIGITS = 20
 _LATE_S, _LATE_RATIO = 60.0, 0.1
 _SAMPLE = 64
+_MOST_RATIO = 0.5
+_TICK_S = 1e-9
+"""No clock tells less; integers read as floating numbers are far below it."""
 
 Arrays = npt.NDArray[Any]
 
@@ -146,11 +149,11 @@ def find_records(inflated: Inflated, region: Region, known: Known) -> Trace:
     knows, and hold times within the run.  Of a damaged region the layout that explains most
     of its bytes is taken, and the records it has before the damage.
     """
-    best: tuple[tuple[bool, bool, int], Trace] | None = None
+    best: tuple[tuple[bool, float], Trace] | None = None
     for layout in _by_likelihood(region):
         trace, end = _walk(inflated, region, layout, known)
-        likely = _is_likely(trace, inflated, known)
-        fit = (trace.is_whole and likely, likely, end if likely else 0)
+        ratio = _credible_ratio(trace, inflated, known)
+        fit = (trace.is_whole and ratio > _MOST_RATIO, ratio * end)
         if best is None or fit > best[0]:
             best = fit, trace
         if fit[0]:
@@ -233,8 +236,8 @@ def _is_blank(host: bytes) -> bool:
     return not host.split(b"\0", 1)[0]
 
 
-def _is_likely(trace: Trace, inflated: Inflated, known: Known) -> bool:
-    """Whether most of a sample of segments hold what a segment can, in files the log names."""
+def _credible_ratio(trace: Trace, inflated: Inflated, known: Known) -> float:
+    """How many of a sample of segments, 0 to 1, hold what a segment can."""
     samples = []
     dtype, step = trace.layout.dtype(known.byte_order), max(len(trace.records) // _SAMPLE, 1)
     for record in trace.records[::step]:
@@ -243,7 +246,7 @@ def _is_likely(trace: Trace, inflated: Inflated, known: Known) -> bool:
             data = inflated.span(record.start, record.start + count * trace.layout.size)
             samples.append(np.frombuffer(data, dtype))
     if not samples:
-        return bool(trace.records) or trace.is_whole
+        return 1.0 if trace.is_whole else 0.0
     rows = np.concatenate(samples)
     good = _possible(rows, known.run_s)
     if trace.layout.text_offset is not None:
@@ -251,7 +254,7 @@ def _is_likely(trace: Trace, inflated: Inflated, known: Known) -> bool:
         good &= (text[:, 0] == 0) | ((text[:, 0] >= 32) & (text[:, 0] < 127))
     if trace.layout.has_number:
         good &= rows["thread"] >= 0
-    return bool(np.count_nonzero(good) * 2 > len(rows))
+    return np.count_nonzero(good) / len(rows)
 
 
 def _possible(rows: Arrays, run_s: float | None) -> npt.NDArray[np.bool_]:
@@ -259,7 +262,9 @@ def _possible(rows: Arrays, run_s: float | None) -> npt.NDArray[np.bool_]:
     start, end = rows["start"], rows["end"]
     # Darshan's segment clock and its run time differ by some ms, and clocks get set.
     latest = 1e10 if run_s is None else max(run_s, 0.0) * (1 + _LATE_RATIO) + _LATE_S
-    good: npt.NDArray[np.bool_] = (start >= 0) & (end >= start) & (end <= latest) & (rows["length"] >= 0)
+    good: npt.NDArray[np.bool_] = (
+        ((start >= _TICK_S) | (start == 0)) & (end >= start) & (end <= latest) & (rows["length"] >= 0)
+    )
     return good
 
 
