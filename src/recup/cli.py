@@ -326,7 +326,7 @@ def map_verb(run: str, as_json: bool) -> None:
     """Show the map of a run: what was recorded at each step and level, and why not.
 
     Each line is collected, partly collected, missing (and why), nothing (nothing of the
-    kind happened), not asked for (and how to ask), or not yet recorded by this version.
+    kind happened), or not asked for (and how to ask).
 
     \b
     Example:
@@ -377,6 +377,42 @@ def story_verb(key: str, run: str, as_json: bool) -> None:
         story_page(page, name, found, lines)
         if functions is not None:
             story_functions(page, functions)
+
+
+@main.command("io")
+@_run_argument
+@click.option(
+    "--by",
+    type=click.Choice(("task", "prefix", "file", "worker", "thread")),
+    default="prefix",
+    show_default=True,
+    help="What a row is of.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print at most.")
+@_json_option
+def io_verb(run: str, by: str, limit: int, as_json: bool) -> None:
+    """Show which tasks did which I/O: bytes, operations, time in them, files.
+
+    Files need a run recorded with `recup run --darshan`; without it, counters of threads
+    tell bytes, sockets included.  What is of no task for sure stands in a row of its own.
+
+    \b
+    Example:
+      recup io
+      recup io --by file last
+    """
+    from recup.analyse.io import io_by, io_record
+    from recup.io_page import io_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        record = io_record(opened)
+        rows = [] if record["source"] == "none" else io_by(opened, by).to_pylist()
+        document = {"run_id": opened.run_id, "by": by, "record": record, "rows": rows}
+    if as_json:
+        print_json(document)
+    else:
+        io_page(Page(), document, limit)
 
 
 @main.command("profile")

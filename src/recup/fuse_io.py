@@ -20,6 +20,7 @@ reads and writes them while tasks run.
 from __future__ import annotations
 
 from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_HOLDERS, IO_PROCESSES, IO_STEPS, IO_TURNS
+from recup.fuse_io_totals import TASK_IO_STREAMS, TASK_IO_TOTALS
 from recup.store import View, ViewColumn
 
 ATTRIBUTIONS = ("thread", "time_unique", "path", "shared", "helper", "none")
@@ -355,5 +356,7 @@ IO_VIEWS: tuple[View, ...] = (
     IO_LOOSE_FILES,
     IO_FILE_OWNERS,
     TASK_IO,
+    TASK_IO_STREAMS,
+    TASK_IO_TOTALS,
 )
 """Views of I/O, those they need before them."""

@@ -1,0 +1,316 @@
+"""Which task did which I/O: reads and writes by task, prefix, file, worker or thread.
+
+Covers files that Darshan traced, and C streams it counted; without Darshan, what threads of
+tasks counted themselves (sockets and pipes included).  What belongs to no task for sure is
+a row of its own, so that rows add up to what was recorded.  How a read or write gets its
+task is in `recup.fuse_io`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recup.analyse.rows import Document, rows_of
+from recup.errors import BadQuery
+from recup.fuse_io_totals import SMALL_BYTES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from recup.store import Run
+
+GROUPS = {
+    "task": ("key", "run_id", "prefix", "worker"),
+    "prefix": ("prefix",),
+    "file": ("path",),
+    "worker": ("worker",),
+    "thread": ("worker", "thread"),
+}
+"""What rows can be of, and the columns that name one."""
+SOURCES = ("darshan", "thread counters", "none")
+HOW_TO_RECORD = (
+    "No I/O was recorded: `recup run --darshan ...` records files of workers; the counters of threads come with every "
+    "worker that recup records."
+)
+"""What to say of a run without either source."""
+_NEEDS_FILES = "No Darshan log is in this run, so files are not known: `recup run --darshan ...` records them."
+REST = "rest of the process: helper threads and Dask itself"
+
+_SOURCE_SQL = """
+select
+    (select count(*) from raw.io_logs) > 0 and (select count(*) from raw.io_segments) + (
+        select count(*) from raw.io_files where module in ('POSIX', 'STDIO')
+    ) > 0 as has_darshan,
+    (select count(*) from raw.thread_counters) > 0 as has_counters
+"""
+
+_OWNERS = """
+case
+    when is_phantom then 'no I/O of files: bytes Darshan may have booked on the wrong file'
+    when attribution in ('thread', 'time_unique', 'path') then 'task'
+    when attribution = 'shared' then 'one of several tasks, or at the border of one'
+    when attribution = 'helper' then 'helper threads while tasks ran'
+    else 'no task: imports, Dask itself, recup'
+end
+"""
+_PIECES = f"""
+with traced as (
+    select log, direction, path, nbytes, start_s, stop_s, key, run_id, prefix, worker, thread, {_OWNERS} as owner
+    from task_io
+    where module = 'POSIX'
+), streams as (
+    select *, false as is_phantom
+    from task_io_streams
+), pieces as (
+    select *, 'traced' as kind, 1 as count from traced
+    union all by name
+    select log, 'read' as direction, path, read_bytes as nbytes, io_s, key, run_id, prefix, worker, {_OWNERS} as owner,
+        'stream' as kind, read_count as count
+    from streams
+    union all by name
+    select log, 'write' as direction, path, written_bytes as nbytes, key, run_id, prefix, worker, {_OWNERS} as owner,
+        'stream' as kind, write_count as count
+    from streams
+)
+"""
+
+
+def _darshan_sql(by: str) -> str:
+    # What is of no task has no key and no prefix: rows of these are told apart by why that is.
+    names = ", ".join(GROUPS[by])
+    owner = ", owner" if by in ("task", "prefix") else ""
+    return f"""
+{_PIECES}
+, timed as (
+    select
+        *,
+        case kind
+            when 'stream' then io_s
+            else greatest(stop_s - greatest(start_s, coalesce(max(stop_s) over so_far, start_s)), 0.0)
+        end as alone_s
+    from pieces
+    window so_far as (
+        partition by kind, {names}{owner}, log, thread order by start_s, stop_s
+        rows between unbounded preceding and 1 preceding
+    )
+)
+select
+    {names},
+    {"owner" if owner else "null::varchar as owner"},
+    coalesce(sum(nbytes) filter (direction = 'read'), 0)::bigint as read_bytes,
+    coalesce(sum(nbytes) filter (direction = 'write'), 0)::bigint as written_bytes,
+    coalesce(sum(count) filter (direction = 'read'), 0)::bigint as read_count,
+    coalesce(sum(count) filter (direction = 'write'), 0)::bigint as write_count,
+    coalesce(sum(nbytes) filter (kind = 'stream'), 0)::bigint as stream_bytes,
+    sum(alone_s) as io_s,
+    count(distinct path) as file_count,
+    count(distinct (key, run_id)) filter (owner = 'task') as task_count,
+    count(*) filter (kind = 'traced' and nbytes < {SMALL_BYTES}) / nullif(count(*) filter (kind = 'traced'), 0)
+        as small_share,
+    coalesce(sum(nbytes) filter (owner = 'task'), 0) / nullif(sum(nbytes), 0) as attributed_share
+from timed
+group by {names}{owner}
+having sum(count) > 0
+order by read_bytes + written_bytes desc, {names}
+"""
+
+
+DARSHAN_SQL = {by: _darshan_sql(by) for by in GROUPS}
+"""The question by what rows are of; io_s counts once where reads and writes of one thread overlap."""
+
+_COUNTED = """
+with counted as (
+    select c.server_id, c.key_id, c.run_id, c.thread, s.address as worker, c.kind,
+        c.read_chars_bytes, c.written_chars_bytes, c.read_call_count, c.write_call_count
+    from raw.thread_counters c
+    join servers s on s.server_id = c.server_id
+), prefixes as (
+    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+), totals as (
+    -- Counters of a process only grow; recup sees them from its first sample on.
+    select server_id, metric, max(value) - min(value) as value
+    from raw.samples
+    where metric in ('process_read_bytes', 'process_written_bytes', 'process_read_call_count', 'process_write_call_count')
+        and subject is null and role = 'worker'
+    group by server_id, metric
+), rest as (
+    select
+        s.address as worker,
+        greatest(sum(value) filter (metric = 'process_read_bytes') - any_value(t.read_bytes), 0)::bigint as read_bytes,
+        greatest(sum(value) filter (metric = 'process_written_bytes') - any_value(t.written_bytes), 0)::bigint
+            as written_bytes
+    from totals
+    join servers s on s.server_id = totals.server_id
+    left join (
+        select server_id, coalesce(sum(read_chars_bytes), 0) as read_bytes, coalesce(sum(written_chars_bytes), 0) as written_bytes
+        from counted
+        group by server_id
+    ) t on t.server_id = totals.server_id
+    group by s.address
+), pieces as (
+    select keys.key, c.run_id, p.prefix, c.worker, c.thread, 'task' as owner,
+        c.read_chars_bytes as read_bytes, c.written_chars_bytes as written_bytes,
+        c.read_call_count as read_count, c.write_call_count as write_count
+    from counted c
+    left join keys on keys.key_id = c.key_id
+    left join prefixes p on p.key_id = c.key_id
+    union all by name
+    select worker, ? as owner, read_bytes, written_bytes from rest
+)
+"""
+
+
+def _counters_sql(by: str) -> str:
+    names = ", ".join(GROUPS[by])
+    return f"""
+{_COUNTED}
+select
+    {names},
+    owner,
+    coalesce(sum(read_bytes), 0)::bigint as read_bytes,
+    coalesce(sum(written_bytes), 0)::bigint as written_bytes,
+    sum(read_count)::bigint as read_count,
+    sum(write_count)::bigint as write_count,
+    null::bigint as stream_bytes,
+    null::double as io_s,
+    null::bigint as file_count,
+    count(distinct (key, run_id)) filter (owner = 'task') as task_count,
+    null::double as small_share,
+    coalesce(sum(read_bytes + written_bytes) filter (owner = 'task'), 0) / nullif(sum(read_bytes + written_bytes), 0)
+        as attributed_share
+from pieces
+group by {names}, owner
+having sum(read_bytes + written_bytes) > 0
+order by read_bytes + written_bytes desc, {names}
+"""
+
+
+COUNTERS_SQL = {by: _counters_sql(by) for by in GROUPS if by != "file"}
+"""The question to thread counters; the rest of a process is a row per worker (per run, where rows are prefixes)."""
+
+RECORD_SQL = """
+with workers as (
+    select count(*) as worker_count from worker_lives
+), logs as (
+    select
+        count(*) as log_count,
+        count(*) filter (segment_count < operation_count or lost is not null) as partial_count,
+        count(*) filter (is_killed) as killed_count,
+        coalesce(sum(segment_count), 0)::bigint as segment_count,
+        sum(operation_count)::bigint as operation_count
+    from raw.io_logs
+), clocks_of_logs as (
+    select
+        count(distinct worker_id) as worker_with_log_count,
+        count(*) filter (process is null) as unmatched_count,
+        count(*) filter (basis <> 'beacon' and worker_id is not null) as no_beacon_count,
+        count(*) filter (not has_thread_ids and worker_id is not null) as no_thread_count,
+        max(error_ns) filter (worker_id is not null) / 1e9 as clock_error_s
+    from io_clocks
+)
+from workers, logs, clocks_of_logs
+"""
+"""One row: how much of the I/O of a run its Darshan logs hold."""
+
+COUNTED_SQL = """
+select
+    (select count(*) from worker_lives) as worker_count,
+    count(distinct server_id) as counted_worker_count,
+    count(*) as attempt_count,
+    count(*) filter (read_chars_bytes is null) as uncounted_count
+from raw.thread_counters
+"""
+
+CLASSES_SQL = """
+select
+    attribution,
+    count(*) as count,
+    coalesce(sum(nbytes), 0)::bigint as nbytes,
+    count(*) / sum(count(*)) over () as count_share,
+    coalesce(sum(nbytes) / nullif(sum(sum(nbytes)) over (), 0), 0.0) as bytes_share
+from task_io
+where module = 'POSIX'
+group by attribution
+order by nbytes desc, attribution
+"""
+"""One row per attribution of traced reads and writes, and its share."""
+
+
+def io_source(run: Run) -> str:
+    """Return what tells of I/O in a run: ``darshan``, ``thread counters`` or ``none``."""
+    ((has_darshan, has_counters),) = run.sql(_SOURCE_SQL).fetchall()
+    return "darshan" if has_darshan else "thread counters" if has_counters else "none"
+
+
+def io_by(run: Run, by: str = "prefix") -> pa.Table:
+    """Reads and writes summed: one row per task, prefix, file, worker or thread, most bytes first.
+
+    Of tasks and prefixes there is one more row per reason why I/O is of no task (`owner`);
+    rows add up to all that was recorded.  From thread counters sockets count too, and
+    io_s, files and small requests are null.
+
+    From: task_io, task_io_streams; else thread_counters, samples
+    Columns: those of `GROUPS`, owner (task, else why no task is known; null for files, workers and threads of Darshan), read_bytes, written_bytes, read_count, write_count,
+    stream_bytes, io_s, file_count, task_count, small_share, attributed_share
+
+    Raises
+    ------
+    BadQuery
+        Rows of files are asked for, and no Darshan log tells of any; or `by` is no such thing.
+    """
+    if by not in GROUPS:
+        raise BadQuery(f"I/O is told by {', '.join(GROUPS)}, not by {by!r}.")
+    source = io_source(run)
+    if source == "darshan":
+        return run.sql(DARSHAN_SQL[by]).to_arrow_table()
+    if by == "file":
+        raise BadQuery(_NEEDS_FILES)
+    return run.sql(COUNTERS_SQL[by], [REST]).to_arrow_table()
+
+
+def io_record(run: Run) -> Document:
+    """Return how complete the record of I/O is: source, numbers and one statement of what is missing.
+
+    Keys: source, statement, is_complete, numbers, classes (one row per attribution)
+    """
+    source = io_source(run)
+    if source == "darshan":
+        (numbers,) = rows_of(run, RECORD_SQL)
+        lacks = _lacks(numbers)
+        whole = f"Darshan traced {numbers['segment_count']:,} reads and writes in {numbers['log_count']} logs"
+        statement = f"{whole}; {'; '.join(lacks)}." if lacks else f"{whole}, all there were."
+        return {
+            "source": source,
+            "statement": statement,
+            "is_complete": not lacks,
+            "numbers": numbers,
+            "classes": rows_of(run, CLASSES_SQL),
+        }
+    if source == "none":
+        return {"source": source, "statement": HOW_TO_RECORD, "is_complete": False, "numbers": {}, "classes": []}
+    (numbers,) = rows_of(run, COUNTED_SQL)
+    statement = (
+        f"No Darshan log: counters of threads in {numbers['counted_worker_count']} of {numbers['worker_count']} workers "
+        "tell bytes by task, sockets included, and no files. `recup run --darshan ...` records files."
+    )
+    return {"source": source, "statement": statement, "is_complete": False, "numbers": numbers, "classes": []}
+
+
+def _lacks(numbers: Document) -> list[str]:
+    """Return what is missing or less sure, each in words."""
+    workers, logged = numbers["worker_count"], numbers["worker_with_log_count"]
+    operations, segments = numbers["operation_count"], numbers["segment_count"]
+    lacks = {
+        f"{workers - logged} of {workers} workers left no log": workers > logged,
+        f"{(operations or 0) - segments:,} of {operations or 0:,} operations are not traced": (operations or 0)
+        > segments,
+        f"{numbers['partial_count']} logs are partial or damaged": numbers["partial_count"] > 0,
+        f"{numbers['killed_count']} are of killed processes, counters only": numbers["killed_count"] > 0,
+        f"{numbers['no_beacon_count']} have no beacon, so that times are known to "
+        f"{1e3 * (numbers['clock_error_s'] or 0):.3g} ms only": numbers["no_beacon_count"] > 0,
+        f"{numbers['no_thread_count']} name no threads, so that few segments have one possible task": numbers[
+            "no_thread_count"
+        ]
+        > 0,
+    }
+    return [text for text, holds in lacks.items() if holds]
