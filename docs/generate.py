@@ -63,7 +63,7 @@ def map_page() -> str:
     parts = []
     for step, (name, nature, location) in STEPS.items():
         rows = [
-            (cell.level, cell.metadata, ", ".join(f"`{table}`" for table in cell.tables) if cell.rows else "not yet")
+            (cell.level, cell.metadata, ", ".join(f"`{table}`" for table in cell.tables))
             for cell in CELLS
             if cell.step == step
         ]

@@ -431,8 +431,10 @@ def optional_tools() -> list[Check]:
     found = find_library(None, os.environ)
     there = f"{found.path} ({found.source})" if found.path else "not found; `recup run --darshan=PATH` may name it"
     checks.append(_info("libdarshan", there, "`recup doctor --darshan` tries it"))
-    there = "present" if importlib.util.find_spec("yappi") is not None else "not found"
-    checks.append(_info("yappi", f"{there}; this version records nothing with it (step 5 of the map)"))
+    if importlib.util.find_spec("yappi") is not None:
+        checks.append(_ok("yappi", f"{_version('yappi')}: `recup run --yappi cpu` profiles functions"))
+    else:
+        checks.append(_info("yappi", "not found: `recup run --yappi` needs it", "pip install 'recup[yappi]'"))
     return checks
 
 

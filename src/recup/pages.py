@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recup.profile_page import profiled_text
 from recup.terminal import Page, bytes_text, count_text, moment_text, plural, seconds_text
 
 Row = Mapping[str, Any]
@@ -109,6 +110,7 @@ def _what_ran(page: Page, document: Mapping[str, Any]) -> None:
             ("started", f"{moment_text(run['started_ns'])}{took}"),
             ("state", _state_text(run)),
             ("batch job", jobs),
+            ("profiled", profiled_text(document["profile"])),
             *(("host", _host_text(host)) for host in document["hosts"][:_LINES_SHOWN]),
             ("", _more(document["hosts"], "host")),
             *(("software", _software_text(each)) for each in document["software"][:_LINES_SHOWN]),

@@ -42,6 +42,15 @@ def profile_page(page: Page, document: Mapping[str, Any], shown: int) -> None:
             page.line(f"and {plural(len(members) - shown, 'more function')}; --limit shows more", "dim")
 
 
+def profiled_text(request: Row | None) -> str:
+    """Return in a line that Yappi was on and what it makes of the times of the run."""
+    if request is None:
+        return ""
+    tasks = f"tasks of {', '.join(request['prefixes'])}" if request.get("prefixes") else "all tasks and the event loop"
+    what = ", ".join(tasks if role == "worker" else role for role in request.get("on", ()))
+    return f"by Yappi, {request.get('clock')} clock: {what}; this slows the run, so its times are too long"
+
+
 def functions_table(page: Page, rows: Sequence[Row]) -> None:
     """Print one line per function."""
     page.table(

@@ -25,7 +25,7 @@ _UNLIMITED = 100_000
 _STYLES = {
     **dict.fromkeys(("ok", "complete", "collected"), "green"),
     **dict.fromkeys(("info",), "cyan"),
-    **dict.fromkeys(("nothing", "not asked", "not yet"), "dim"),
+    **dict.fromkeys(("nothing", "not asked"), "dim"),
     **dict.fromkeys(("warning", "partly"), "yellow"),
     **dict.fromkeys(("loss", "missing", "problem", "incomplete"), "bold red"),
 }

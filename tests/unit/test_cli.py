@@ -162,7 +162,7 @@ def test_story_of_an_ambiguous_key_is_one_line_and_exit_code_1(run):
 
 def test_map_prints_every_step_and_what_its_words_mean(run):
     page = recup("map", "last").stdout
-    for text in ("1  configuration and launch", "5  execution", "no task was stolen", "not in this version"):
+    for text in ("1  configuration and launch", "5  execution", "no task was stolen", "`recup run --yappi cpu`"):
         assert text in page
     assert {line["step"] for line in document("map")["lines"]} == {1, 2, 3, 4, 5}
 

@@ -69,13 +69,21 @@ def test_a_loss_makes_the_lines_of_its_table_partly_known(tmp_path):
     assert judged(path, 4, "transitions")[0] == "collected"
 
 
-def test_what_this_version_cannot_record_says_so(tmp_path):
-    assert judged(write_run(tmp_path), 5, "functions, wall and CPU") == ("not yet", "Yappi: not in this version")
-
-
 def test_what_was_not_asked_for_says_how_to_ask(tmp_path):
     said = ("not asked", "not asked for: `recup run --darshan`")
     assert judged(write_run(tmp_path), 5, "operations on files") == said
+    said = ("not asked", "not asked for: `recup run --yappi cpu`, or `wall`")
+    assert judged(write_run(tmp_path / "other"), 5, "functions of tasks, wall or CPU") == said
+
+
+def test_functions_that_were_asked_for_are_collected_or_did_not_run(tmp_path):
+    path = write_run(tmp_path)
+    (path / "foreign" / "yappi").mkdir(parents=True)
+    (path / "foreign" / "yappi" / "request.json").write_text("{}")
+    call = row(schema.FunctionCall, time_ns=at(1), clock="cpu", prefix="inc", kind="task", function="f", call_count=1)
+    write(path, "worker", "Worker-c", [call])
+    assert judged(path, 5, "functions of tasks, wall or CPU") == ("collected", "")
+    assert judged(path, 5, "coroutines, wall or CPU") == ("nothing", "only tasks were profiled")
 
 
 def asked_for_darshan(path):
@@ -128,4 +136,4 @@ def test_an_empty_run_has_a_map_too(tmp_path):
     from recup.rundir import create_run
 
     states = {line["state"] for line in lines_of(create_run(tmp_path, way="run")).values()}
-    assert states == {"missing", "not asked", "not yet"}
+    assert states == {"missing", "not asked"}

@@ -12,6 +12,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pyarrow as pa
 
     from recup.store import Run
@@ -33,7 +35,7 @@ class Cell:
     Attributes
     ----------
     rows : str
-        SQL after ``select count(*)``; empty where this version records nothing.
+        SQL after ``select count(*)``.
     tables : tuple of str
         Tables whose losses make the cell partly known.
     observer : str
@@ -96,8 +98,11 @@ def _darshan(level: str, metadata: str, rows: str, nothing: str, shortfall: str 
     )  # fmt: skip
 
 
-def _absent(level: str, metadata: str, tool: str) -> Cell:
-    return Cell(5, level, metadata, "", nothing=tool)
+def _yappi(level: str, metadata: str, where: str, nothing: str) -> Cell:
+    return Cell(
+        5, level, metadata, f"from raw.function_calls where {where}", ("function_calls",), nothing=nothing,
+        asked="foreign/yappi/request.json", how="`recup run --yappi cpu`, or `wall`",
+    )  # fmt: skip
 
 
 _NO_SOURCE = "recording source was switched off, or no script or notebook was found"
@@ -199,8 +204,9 @@ CELLS = (
     _darshan("process", "files", "from raw.io_files", "no file was used", _FILES_SHORT),
     _darshan("thread", "operations on files", "from raw.io_segments", "no operation was traced", _SEGMENTS_SHORT),
     _darshan("thread", "beacons of Darshan's clock", "from raw.clock_beacons", "no worker ran under Darshan"),
-    _absent("thread", "functions, wall and CPU", "Yappi"),
-    _absent("coroutine", "coroutines, wall and CPU", "Yappi"),
+    _yappi("thread", "functions of tasks, wall or CPU", "kind = 'task'", "no profiled task ended"),
+    _yappi("coroutine", "coroutines, wall or CPU", "kind = 'coroutine'", "only tasks were profiled"),
+    _yappi("coroutine", "functions outside tasks", "kind = 'other'", "only tasks were profiled"),
 )  # fmt: skip
 """Every line of the map, in its order."""
 
@@ -210,7 +216,6 @@ STATES = {
     "missing": "not recorded; the reason is told",
     "nothing": "would have been recorded, but nothing of the kind happened",
     "not asked": "has its price and was not asked for; how to ask is told",
-    "not yet": "this version of recup does not record it",
 }
 """What the states of a line mean."""
 
@@ -249,7 +254,7 @@ def coverage(run: Run) -> pa.Table:
     """
     import pyarrow as pa
 
-    counts = _counts(run, [cell for cell in CELLS if cell.rows])
+    counts = _counts(run, CELLS)
     losses: dict[str, list[tuple[Any, ...]]] = {}
     for loss in run.sql(LOSSES_SQL).fetchall():
         losses.setdefault(loss[0], []).append(loss[1:])
@@ -272,7 +277,7 @@ def coverage(run: Run) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def _counts(run: Run, cells: list[Cell]) -> dict[str, int]:
+def _counts(run: Run, cells: Iterable[Cell]) -> dict[str, int]:
     queries = list(dict.fromkeys(cell.rows for cell in cells))
     (found,) = run.sql("select " + ", ".join(f"(select count(*) {query})" for query in queries)).fetchall()
     return dict(zip(queries, found, strict=True))
@@ -286,8 +291,6 @@ def _judge(
     observers: dict[str, tuple[int, int]],
 ) -> tuple[str, str]:
     """Return the state of a cell and the words for it."""
-    if not cell.rows:
-        return "not yet", f"{cell.nothing}: not in this version"
     lost = [loss for table in cell.tables for loss in losses.get(table, [])]
     if cell.observer == "any":
         seen, recorded = (sum(each) for each in zip(*observers.values(), strict=True)) if observers else (0, 0)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recup.analyse.listing import run_state, servers_of, wall_s
+from recup.analyse.profile import profile_request
 from recup.analyse.rows import Document, rows_of
 from recup.completeness import completeness, verdict
 
@@ -205,7 +206,7 @@ def overview(run: Run) -> Document:
     """Return the first page of a run as one document of plain values.
 
     From: run.json, the completeness statement, views of `recup.fuse` and raw tables
-    Keys: run, completeness, hosts, batch_jobs, software, clusters, worker_ends,
+    Keys: run, completeness, hosts, batch_jobs, profile (null: none), software, clusters, worker_ends,
     submissions, tasks, traffic, errors, logs
     """
     findings = completeness(run)
@@ -219,6 +220,7 @@ def overview(run: Run) -> Document:
         },
         "hosts": rows_of(run, HOSTS_SQL),
         "batch_jobs": rows_of(run, BATCH_JOBS_SQL),
+        "profile": profile_request(run),
         "software": rows_of(run, SOFTWARE_SQL),
         "clusters": rows_of(run, CLUSTERS_SQL),
         "worker_ends": rows_of(run, WORKER_ENDS_SQL),

@@ -6,6 +6,7 @@ cannot tell one task of a prefix from another: Yappi adds them up while they run
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from recup.analyse.rows import Document, rows_of
@@ -121,6 +122,18 @@ def profile_losses(run: Run) -> list[Document]:
     From: losses
     """
     return rows_of(run, LOSSES_SQL)
+
+
+def profile_request(run: Run) -> Document | None:
+    """What was to be profiled, or None where nothing was: clock, prefixes (none: all), on (roles).
+
+    From: foreign/yappi/request.json
+    """
+    try:
+        request = json.loads((run.path / "foreign" / "yappi" / "request.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return request if isinstance(request, dict) else None
 
 
 def functions_of_key(run: Run, key: str, count: int = 8) -> Document | None:

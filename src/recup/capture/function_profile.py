@@ -34,6 +34,7 @@ import dataclasses
 import functools
 import gc
 import itertools
+import json
 import os
 import re
 import sys
@@ -88,6 +89,18 @@ def environment_of(settings: Settings) -> dict[str, str]:
     """Return the variables by which other processes are told these settings."""
     values = {"CLOCK": settings.clock, "PREFIX": repr(list(settings.prefixes)), "ON": repr(list(settings.on))}
     return {f"DASK_RECUP__YAPPI__{name}": value for name, value in values.items()}
+
+
+def note_request(run_directory: Path, settings: Settings | None, spool: Spool) -> None:
+    """Leave in the run what was asked for, so that a run without functions can say why."""
+    if settings is None:
+        return
+    try:
+        (run_directory / "foreign" / "yappi").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(settings))
+        (run_directory / "foreign" / "yappi" / "request.json").write_text(text + "\n")
+    except OSError as reason:
+        spool.lose("not_captured", None, f"that Yappi was asked for could not be noted: {reason}")
 
 
 def _listed(value: Any) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ class RecupScheduler(SchedulerPlugin):
             details=_scheduler_details(scheduler),
         )
         self._describe_present(scheduler)
+        function_profile.note_request(directory, self.yappi, spool)
         self._stop_profile = function_profile.attach(spool, "scheduler", scheduler, self.yappi, directory)
         self._sampler = Sampler(spool, self._sample)
         self._sampler.start()
