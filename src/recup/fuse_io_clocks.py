@@ -261,7 +261,7 @@ with counted as (
     select *, false as is_open from stretches
     union all
     -- It may have run until its result was told; where none was, to the end.
-    select o.server_id, o.key_id, o.run_id, null, o.from_ns, coalesce(r.to_ns, 1 << 62), 1000, 1000, true
+    select o.server_id, o.key_id, o.run_id, null, o.from_ns, coalesce(r.to_ns, 4611686018427387904), 1000, 1000, true
     from open_ends o
     left join (
         select server_id, key_id, run_id, max(time_ns) as to_ns
