@@ -397,7 +397,7 @@ times = st.integers(0, 60).map(lambda tenths: tenths / 10)
 lengths = st.integers(0, 20).map(lambda tenths: tenths / 10)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     attempts=st.lists(st.tuples(times, lengths, st.sampled_from((7, 8))), max_size=6),
     segments=st.lists(st.tuples(times, lengths, st.sampled_from((7, 8, 99, None))), max_size=10),

@@ -149,13 +149,13 @@ with counted as (
     group by s.address
 ), pieces as (
     select keys.key, c.run_id, p.prefix, c.worker, c.thread, 'task' as owner,
-        c.read_chars_bytes as read_bytes, c.written_chars_bytes as written_bytes,
-        c.read_call_count as read_count, c.write_call_count as write_count
+        c.read_chars_bytes as got_bytes, c.written_chars_bytes as put_bytes,
+        c.read_call_count as got_count, c.write_call_count as put_count
     from counted c
     left join keys on keys.key_id = c.key_id
     left join prefixes p on p.key_id = c.key_id
     union all by name
-    select worker, ? as owner, read_bytes, written_bytes from rest
+    select worker, ? as owner, read_bytes as got_bytes, written_bytes as put_bytes from rest
 )
 """
 
@@ -167,20 +167,20 @@ def _counters_sql(by: str) -> str:
 select
     {names},
     owner,
-    coalesce(sum(read_bytes), 0)::bigint as read_bytes,
-    coalesce(sum(written_bytes), 0)::bigint as written_bytes,
-    sum(read_count)::bigint as read_count,
-    sum(write_count)::bigint as write_count,
+    coalesce(sum(got_bytes), 0)::bigint as read_bytes,
+    coalesce(sum(put_bytes), 0)::bigint as written_bytes,
+    sum(got_count)::bigint as read_count,
+    sum(put_count)::bigint as write_count,
     null::bigint as stream_bytes,
     null::double as io_s,
     null::bigint as file_count,
     count(distinct (key, run_id)) filter (owner = 'task') as task_count,
     null::double as small_share,
-    coalesce(sum(read_bytes + written_bytes) filter (owner = 'task'), 0) / nullif(sum(read_bytes + written_bytes), 0)
+    coalesce(sum(got_bytes + put_bytes) filter (owner = 'task'), 0) / nullif(sum(got_bytes + put_bytes), 0)
         as attributed_share
 from pieces
 group by {names}, owner
-having sum(read_bytes + written_bytes) > 0
+having sum(got_bytes + put_bytes) > 0
 order by read_bytes + written_bytes desc, {names}
 """
 
