@@ -1,0 +1,229 @@
+"""Functions are counted exactly, per task prefix, and the workload does not notice."""
+
+import json
+import os
+import pstats
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import recup
+from recup.launch import run_program, wait_for_stragglers
+from tests.cluster.recorded import assert_complete, losses, rows, spools, write_program
+from tests.cluster.test_examples import EXAMPLE, RESULT, SMALL
+
+FUNCTIONS = """
+def known(x): return x + 1
+def outer(x):
+    for _ in range(3): known(x)
+    return x
+def falls(n): return n if n == 0 else falls(n - 1)
+def breaks(x):
+    known(x)
+    raise ValueError(f"no {x}")
+def leaves(x):
+    secede()
+    return known(x)
+async def waits(x):
+    import asyncio
+    await asyncio.sleep(0)
+    return known(x)
+def asks(x):
+    with worker_client() as client:
+        return client.submit(known, x, pure=False).result()
+class Adder:
+    def add(self, x): return known(x)
+def in_the_program(): return known(0)
+"""
+
+
+def record(tmp_path, body, yappi):
+    """Run a program with these functions under Yappi; returns (run directory, what it wrote as JSON)."""
+    script = write_program(tmp_path / "program.py", body)
+    script.write_text(FUNCTIONS + script.read_text())
+    answer = tmp_path / "answer.json"
+    run, code = run_program([sys.executable, str(script), str(answer)], str(script), tmp_path / "runs", yappi=yappi)
+    assert code == 0
+    assert wait_for_stragglers(run) == []
+    return run, json.loads(answer.read_text())
+
+
+def calls(run, role="worker", **wanted):
+    """Calls of the program's functions by (prefix, function), over all servers of a role."""
+    found = Counter()
+    for row in rows(run, role, "function_calls"):
+        if row["path"] and row["path"].endswith("program.py") and all(row[n] == v for n, v in wanted.items()):
+            found[row["prefix"], row["function"]] += row["call_count"]
+    return dict(found)
+
+
+EVERYTHING = """
+import json
+with local(threads_per_worker=2) as cluster, Client(cluster) as client:
+    answers = [client.gather(client.map(outer, range(50)))]
+    failed = client.submit(breaks, 7, retries=2)
+    answers.append(str(failed.exception()))
+    answers.append(client.submit(falls, 5).result())
+    answers.append(client.gather(client.map(leaves, range(4))))
+    answers.append(client.submit(waits, 1).result())
+    answers.append(client.submit(asks, 2).result())
+    adder = client.submit(Adder, actor=True).result()
+    answers.append([adder.add(n).result() for n in range(5)])
+    for _ in range(11): in_the_program()
+    open(sys.argv[1], "w").write(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("yappi"), EVERYTHING, ("cpu", (), ("worker", "scheduler", "client")))
+
+
+def test_results_and_errors_are_those_of_a_run_without(everything):
+    assert everything[1] == [list(range(50)), "no 7", 0, [1, 2, 3, 4], 2, 3, [1, 2, 3, 4, 5]]
+
+
+def test_calls_of_every_prefix_are_exact(everything):
+    assert calls(everything[0], kind="task") == {
+        ("outer", "outer"): 50,
+        ("outer", "known"): 150,
+        ("breaks", "breaks"): 3,
+        ("breaks", "known"): 3,
+        ("falls", "falls"): 6,
+        ("leaves", "leaves"): 4,
+        ("leaves", "known"): 4,
+        ("asks", "asks"): 1,
+        ("known", "known"): 1,
+        ("Adder.add", "Adder.add"): 5,
+        ("Adder.add", "known"): 5,
+    }
+
+
+def test_recursion_is_told_from_calls(everything):
+    (row,) = [r for r in rows(everything[0], "worker", "function_calls") if r["function"] == "falls"]
+    assert (row["call_count"], row["primitive_call_count"]) == (6, 1)
+
+
+def test_coroutines_of_the_event_loop_stand_apart(everything):
+    found = [r for r in rows(everything[0], "worker", "function_calls") if r["kind"] == "coroutine"]
+    assert {r["prefix"] for r in found} == {None}
+    names = Counter()
+    for row in found:
+        names[row["function"]] += row["call_count"]
+    assert names["waits"] == 1
+    assert names["Worker.execute"] > 50
+
+
+def test_the_scheduler_and_the_program_itself_are_profiled_on_request(everything):
+    run = everything[0]
+    mine = calls(run, "client", kind="other")
+    assert (mine[None, "in_the_program"], mine[None, "known"]) == (11, 11)
+    assert "SchedulerState._transition" in {r["function"] for r in rows(run, "scheduler", "function_calls")}
+
+
+def test_neither_recup_nor_yappi_is_in_the_statistics(everything):
+    home = str(Path(recup.__file__).parent)
+    for role in ("worker", "scheduler", "client"):
+        paths = {r["path"] for r in rows(everything[0], role, "function_calls")} - {None}
+        assert not {p for p in paths if p.startswith((home, "<recup")) or p.endswith("yappi.py")}
+    in_tasks = {r["function"] for r in rows(everything[0], "worker", "function_calls") if r["prefix"] == "outer"}
+    assert not {name for name in in_tasks if "pread" in name or "getrusage" in name}
+
+
+def test_the_record_is_complete(everything):
+    assert_complete(everything[0])
+
+
+def test_other_tools_can_read_what_yappi_saved(everything):
+    run = everything[0]
+    saved = 0
+    for directory in spools(run, "worker"):
+        file = run / "foreign" / "yappi" / f"{directory.name.split('-', 1)[1]}.pstat"
+        saved += sum(v[0] for (_, _, name), v in pstats.Stats(str(file)).stats.items() if name == "outer")
+        text = file.with_suffix(".callgrind").read_text()
+        assert "creator: yappi" in text
+        assert "spawn_main" not in text
+    assert saved == 50
+
+
+def test_only_tasks_of_the_prefixes_asked_for_are_profiled(tmp_path):
+    body = """
+    import json
+    with local(processes=False, threads_per_worker=2) as cluster, Client(cluster) as client:
+        answers = [client.gather(client.map(each, range(20))) for each in (outer, leaves)]
+        open(sys.argv[1], "w").write(json.dumps([answers, len(client.scheduler_info()["workers"])]))
+    """
+    run, answer = record(tmp_path, body, ("wall", ("out*",), ("worker",)))
+    assert answer == [[list(range(20)), list(range(1, 21))], 2]
+    assert calls(run) == {("outer", "outer"): 20, ("outer", "known"): 60}
+    found = rows(run, "worker", "function_calls")
+    assert {(r["clock"], r["kind"], r["prefix"]) for r in found} == {("wall", "task", "outer")}
+    ran = {r["server"]: r for r in rows(run, "worker", "thread_counters") if r["key"].startswith("outer")}
+    assert {r["server"] for r in found} == set(ran), "each worker of the process has the functions of its own tasks"
+    assert_complete(run)
+
+
+def test_a_killed_worker_leaves_what_its_tasks_did(tmp_path):
+    body = """
+    import json, pathlib
+    import pyarrow as pa
+    def counted():
+        found = 0
+        for file in pathlib.Path(os.environ["DASK_RECUP__RUN_DIRECTORY"]).glob("spool/worker-*/function_calls.arrows"):
+            with open(file, "rb") as source, pa.ipc.open_stream(source) as stream:
+                try:
+                    for batch in stream:
+                        found += sum(r["call_count"] for r in batch.to_pylist() if r["function"] == "known")
+                except (OSError, pa.ArrowInvalid):
+                    pass
+        return found
+    with local(n_workers=1) as cluster, Client(cluster) as client:
+        client.gather(client.map(outer, range(30)))
+        (pid,) = client.run(os.getpid).values()
+        begun = time.monotonic()
+        while counted() < 90 and time.monotonic() - begun < 20: pass
+        os.kill(pid, signal.SIGKILL)
+        client.submit(outer, -1).result()
+        open(sys.argv[1], "w").write(json.dumps(pid))
+    """
+    run, _ = record(tmp_path, body, ("cpu", ("*",), ("worker",)))
+    assert calls(run) == {("outer", "outer"): 31, ("outer", "known"): 93}
+    assert len(list((run / "foreign" / "yappi").glob("*.pstat"))) == 1, "the killed worker could not save its own"
+
+
+def test_a_program_that_uses_yappi_itself_is_left_alone(tmp_path):
+    body = """
+    import json, yappi
+    yappi.set_clock_type("wall")
+    yappi.start(profile_threads=False)
+    with local(processes=False, n_workers=1) as cluster, Client(cluster) as client:
+        client.gather(client.map(outer, range(10)))
+        in_the_program()
+        yappi.stop()
+        mine = {each.name: each.ncall for each in yappi.get_func_stats()}
+        open(sys.argv[1], "w").write(json.dumps([mine["in_the_program"], mine.get("outer"), yappi.get_clock_type()]))
+    """
+    run, answer = record(tmp_path, body, ("cpu", (), ("worker",)))
+    assert answer == [1, None, "wall"]
+    assert rows(run, "worker", "function_calls") == []
+    (directory,) = spools(run, "worker")
+    assert losses(directory) == [
+        ("not_captured", "function_calls", "the program uses Yappi itself: its statistics are left alone")
+    ]
+
+
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_the_example_tells_where_its_time_went_by_either_clock(tmp_path, clock):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DASK_", "RECUP_", "SLURM_"))}
+    environment = {**kept, "RECUP_ROOT": str(tmp_path / "runs"), "TMPDIR": str(tmp_path)}
+    program = [str(EXAMPLE / "image_processing.py"), *SMALL, "--no-processes", "--workers", "1"]
+    command = [sys.executable, "-m", "recup", "run", "--yappi", clock, "--yappi-prefix", "save_block", *program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert done.stdout == RESULT
+    (manifest,) = tmp_path.glob("runs/*/run.json")
+    with recup.open_run(manifest.parent) as run:
+        query = "select clock, sum(call_count) from function_calls where function like '%save_block' group by all"
+        assert run.sql(query).fetchall() == [(clock, 3)]
