@@ -170,8 +170,9 @@ def large_log(path, count, layout="thread-40", file_count=8):
         rows = np.zeros(each, dtype)
         rows["o"] = np.arange(each) * 4096
         rows["n"] = 4096
-        rows["s"] = np.sort(random.uniform(0.1, 9.0, each))
-        rows["e"] = rows["s"] + random.exponential(1e-5, each)
+        # As four threads that do nothing but read from the page cache leave them.
+        rows["s"] = 0.1 + np.cumsum(random.exponential(3e-6, each)).round(9)
+        rows["e"] = rows["s"] + (4e-7 + random.exponential(1e-7, each)).round(9)
         if layout == "thread-40":
             rows["t"] = 140_000_000_000_000 + random.integers(0, 4, each) * 8_388_608
         file = File(f"/scratch/part-{number}.dat")

@@ -271,6 +271,7 @@ def _possible(rows: Arrays, run_s: float | None) -> npt.NDArray[np.bool_]:
 # ---------------------------------------------------------------- segments to rows
 
 
+_ARROW_TYPES = {"i4": pa.int32(), "i8": pa.int64(), "f8": pa.float64()}
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -294,19 +295,18 @@ class SegmentRows:
     """Turns the records of one trace into record batches that share their dictionaries."""
 
     def __init__(self, log: str, trace: Trace, known: Known):
-        used = dict.fromkeys(known.names.get(record.file_id) for record in trace.records)
-        used.pop(None, None)
+        used = dict.fromkeys(known.names[r.file_id] for r in trace.records if r.file_id in known.names)
         codes = {path: code for code, path in enumerate(used)}
         self._known = known
         self._trace = trace
-        self._log = pa.array([log], pa.string())
-        self._module = pa.array([DXT_MODULES[trace.region.name]], pa.string())
-        self._directions = pa.array(["read", "write"], pa.string())
-        self._paths = pa.array(list(used), pa.string())
+        self._log = _texts([log])
+        self._module = _texts([DXT_MODULES[trace.region.name]])
+        self._directions = _texts(["read", "write"])
+        self._paths = _texts(list(used))
         records = trace.records
         self._file_ids = np.array([record.file_id for record in records], np.uint64).view(np.int64)
         self._ranks = np.array([record.rank for record in records], np.int64)
-        self._codes = np.array([codes.get(known.names.get(record.file_id), -1) for record in records], np.int32)
+        self._codes = np.array([codes.get(known.names.get(record.file_id, ""), -1) for record in records], np.int32)
 
     def batches(self, inflated: Inflated) -> Iterator[pa.RecordBatch]:
         """Yield the segments in the order of the log, and let go of the region behind them."""
@@ -337,7 +337,7 @@ class SegmentRows:
             trace.impossible_count += int(len(rows) - np.count_nonzero(good))
             rows, index, is_write = rows[good], index[good], is_write[good]
         trace.segment_count += len(rows)
-        zeros = pa.array(np.zeros(len(rows), np.int32))
+        zeros = _numbers(np.zeros(len(rows), np.int32))
         codes, offsets = self._codes[index], _int64s(rows["offset"])
         # Version 1 of DXT_MPIIO has no offsets: darshan-util makes them -1.
         has_offsets = trace.region.name != "DXT_MPIIO" or trace.region.version != 1
@@ -345,14 +345,14 @@ class SegmentRows:
         arrays = [
             pa.DictionaryArray.from_arrays(zeros, self._log),
             pa.DictionaryArray.from_arrays(zeros, self._module),
-            pa.DictionaryArray.from_arrays(pa.array(is_write), self._directions),
-            pa.array(self._file_ids[index]),
-            pa.DictionaryArray.from_arrays(_nullable(codes, codes < 0), self._paths),
-            pa.array(self._ranks[index]),
-            _nullable(offsets, no_offset),
-            pa.array(_int64s(rows["length"])),
-            pa.array(np.ascontiguousarray(rows["start"], np.float64)),
-            pa.array(np.ascontiguousarray(rows["end"], np.float64)),
+            pa.DictionaryArray.from_arrays(_numbers(is_write), self._directions),
+            _numbers(self._file_ids[index]),
+            pa.DictionaryArray.from_arrays(_numbers(codes, codes < 0), self._paths),
+            _numbers(self._ranks[index]),
+            _numbers(offsets, no_offset),
+            _numbers(_int64s(rows["length"])),
+            _numbers(np.ascontiguousarray(rows["start"], np.float64)),
+            _numbers(np.ascontiguousarray(rows["end"], np.float64)),
             _threads(rows, trace.layout),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=SEGMENT_SCHEMA)
@@ -370,8 +370,22 @@ def _int64s(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(values, np.int64)
 
 
-def _nullable(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> pa.Array:
-    return pa.array(values, mask=mask) if mask.any() else pa.array(values)
+# Made from buffers: `pa.array` imports pandas where it is installed, which takes longer than all the rest.
+
+
+def _numbers(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return numbers that lie side by side as an Arrow array, null where the mask says."""
+    validity = None
+    if mask is not None and mask.any():
+        validity = pa.py_buffer(np.packbits(~mask, bitorder="little"))
+    kind = _ARROW_TYPES[values.dtype.str[1:]]
+    return pa.Array.from_buffers(kind, len(values), [validity, pa.py_buffer(values)])
+
+
+def _texts(values: list[str]) -> pa.Array:
+    parts = [value.encode("utf-8", "backslashreplace") for value in values]
+    offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+    return pa.Array.from_buffers(pa.string(), len(parts), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))])
 
 
 def _threads(rows: Arrays, layout: Layout) -> pa.Array:
@@ -382,7 +396,7 @@ def _threads(rows: Arrays, layout: Layout) -> pa.Array:
         threads = _threads_in_text(rows["text"])
     else:
         return pa.nulls(len(rows), pa.int64())
-    return _nullable(threads, threads <= 0)
+    return _numbers(threads, threads <= 0)
 
 
 def _threads_in_text(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
