@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from recup import open_run
+from recup.analyse.coverage import coverage
 from recup.capture.darshan import judge_library, write_config
 from recup.capture.darshan_logs import collect_logs
 from recup.ingest.darshan import read_log
@@ -286,6 +288,45 @@ def test_results_and_exit_code_are_those_without(start):
         seen.append((code, *started.process.communicate()))
     assert seen[0][:2] == seen[1][:2]
     assert seen[0][0] == 3
+
+
+JOB_SCRIPT = """
+eval "$("$1" -m recup darshan-env --run "$2/run" --darshan "$3")"
+dask() { "$1" -m dask "$2" --no-dashboard --scheduler-file "$DATA/s.json" $3 $4 $5 > /dev/null 2>&1 & }
+DATA="$2/data"
+dask "$1" scheduler --port 0
+scheduler=$!
+dask "$1" worker --no-nanny --nthreads 1
+worker=$!
+"$1" "$2/program.py" "$2/data" || exit 1
+kill $worker && wait $worker || exit 2
+kill $scheduler && wait $scheduler || exit 3
+unset LD_PRELOAD DARSHAN_ENABLE_NONMPI
+"$1" -m recup seal "$2/run" > /dev/null
+"""
+
+
+@needs_darshan
+def test_a_job_script_records_a_worker_without_a_nanny(tmp_path):
+    program(
+        tmp_path,
+        f"""{TOUCH}
+    with Client(scheduler_file=os.path.join(sys.argv[1], "s.json")) as client:
+        client.gather(client.map(touch, range(10)))
+    """,
+    )
+    command = ["sh", "-c", JOB_SCRIPT, "job", sys.executable, str(tmp_path), LIBRARY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    with open_run(tmp_path / "run") as run:
+        ours = "like '%/file-_.npy'"
+        (row,) = run.sql(
+            f"select count(*), count(distinct path), min(nbytes) from io_segments where path {ours}"
+        ).fetchall()
+        assert row == (20, 10, 100)
+        lines = {line["metadata"]: line["state"] for line in coverage(run).to_pylist()}
+    names = ("Darshan logs", "files", "operations on files", "beacons of Darshan's clock")
+    assert [lines[name] for name in names] == ["collected"] * 4
 
 
 # ---------------------------------------------------------------- without

@@ -280,6 +280,26 @@ def test_lines_of_the_users_come_last_in_the_configuration(tmp_path):
     assert (tmp_path / "foreign/darshan/darshan.conf").read_text().endswith("# yours\nNAMEMEM 16\n")
 
 
+def test_the_map_a_killed_process_left_on_its_host_is_brought_to_the_logs(tmp_path, monkeypatch):
+    run, maps = create_run(tmp_path, way="run"), tmp_path / "maps"
+    maps.mkdir()
+    for pid in (11, 12):
+        (maps / f"jane_python_id{pid}_mmap-log-99-0.darshan").write_text("map")
+    monkeypatch.setattr(darshan, "map_directory", lambda *_: maps)
+    darshan.fetch_map(run, 11)
+    assert [file.name for file in (run / "foreign" / "darshan").iterdir()] == ["jane_python_id11_mmap-log-99-0.darshan"]
+    assert [file.name for file in maps.iterdir()] == ["jane_python_id12_mmap-log-99-0.darshan"]
+
+
+def test_maps_are_kept_on_the_host_where_the_run_is_on_a_network_file_system(tmp_path, monkeypatch):
+    def on(kind):
+        monkeypatch.setattr(darshan, "filesystem_rows", lambda _: iter([types.SimpleNamespace(filesystem=kind)]))
+        return darshan.map_directory(tmp_path, "run-1")
+
+    assert on("ext4") == tmp_path
+    assert on("lustre").parts[-3:] == ("recup", "run-1", "darshan")
+
+
 # ---------------------------------------------------------------- in a worker
 
 

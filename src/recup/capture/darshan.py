@@ -21,6 +21,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -201,6 +202,16 @@ def map_directory(directory: Path, run_name: str) -> Path:
     if kind not in _REMOTE_FILESYSTEMS:
         return directory
     return Path(tempfile.gettempdir()) / "recup" / run_name / "darshan"
+
+
+def fetch_map(run_directory: str | Path, pid: int) -> None:
+    """Bring the memory map that a killed process of this host left far from the logs to them."""
+    directory = log_directory(run_directory)
+    maps = map_directory(directory, Path(run_directory).name)
+    if maps != directory:
+        # Darshan names it by the job where there is one, which others of the host share: those stay.
+        for file in maps.glob(f"*_id{pid}_mmap-log-*.darshan"):
+            shutil.move(str(file), str(directory / file.name))
 
 
 def make_dated(directory: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,16 @@ class RecupNanny(NannyPlugin):
                 self._reason,
             )
         )
+        if signal and self._pid is not None:
+            threading.Thread(target=self._fetch_map, args=(self._pid,), name="recup-darshan", daemon=True).start()
         self._pid = self._reason = None
+
+    def _fetch_map(self, pid: int) -> None:
+        try:
+            if darshan.read_request(self.run_directory) is not None:
+                darshan.fetch_map(self.run_directory, pid)
+        except OSError as reason:
+            self._spool.lose("not_captured", "io_files", f"Darshan's memory map of process {pid}: {reason}")
 
     def _note_pid(self) -> None:
         """Remember the worker's process id: it is gone when its exit is told."""
