@@ -159,10 +159,8 @@ def two_files(threads=True):
 
 def large_log(path, count, layout="thread-40", file_count=8):
     """Write a log of `count` reads on some files, as vectors; returns its path."""
-    sizes = {"plain-32": 32, "thread-40": 40, "text-96": 96}
-    dtype = np.dtype([("o", "<i8"), ("n", "<i8"), ("s", "<f8"), ("e", "<f8"), ("t", f"V{sizes[layout] - 32}")])
-    if layout == "thread-40":
-        dtype = np.dtype([("o", "<i8"), ("n", "<i8"), ("s", "<f8"), ("e", "<f8"), ("t", "<i8")])
+    field = {"plain-32": [], "thread-40": [("t", "<i8")], "text-96": [("t", "S64")]}[layout]
+    dtype = np.dtype([("o", "<i8"), ("n", "<i8"), ("s", "<f8"), ("e", "<f8"), *field])
     random = np.random.default_rng(1)
     files, parts = [], []
     for number in range(file_count):
@@ -173,8 +171,9 @@ def large_log(path, count, layout="thread-40", file_count=8):
         # As four threads that do nothing but read from the page cache leave them.
         rows["s"] = 0.1 + np.cumsum(random.exponential(3e-6, each)).round(9)
         rows["e"] = rows["s"] + (4e-7 + random.exponential(1e-7, each)).round(9)
-        if layout == "thread-40":
-            rows["t"] = 140_000_000_000_000 + random.integers(0, 4, each) * 8_388_608
+        if field:
+            threads = 140_000_000_000_000 + random.integers(0, 4, each) * 8_388_608
+            rows["t"] = threads if layout == "thread-40" else np.char.add(b"pthread_id=", threads.astype("S"))
         file = File(f"/scratch/part-{number}.dat")
         files.append(file)
         head = struct.pack("<Q2q", file.record, 0, 0) + b"node1".ljust(64, b"\0")
