@@ -18,6 +18,7 @@ from recup.doctor import Check
 from recup.errors import RecupError
 
 if TYPE_CHECKING:
+    from recup.capture.darshan import Request
     from recup.capture.darshan_library import Trial
 
 _ok, _info, _warning, _problem = (functools.partial(Check, level) for level in ("ok", "info", "warning", "problem"))
@@ -49,23 +50,22 @@ def examine_darshan(told: str | None, root: Path) -> list[Check]:
             request, trial, looked = judge_library(told, directory)
             if trial is None:
                 return [_problem("libdarshan", f"not found; looked at {', '.join(looked)}", request.reason), *checks]
-            return [*judge_trial(request.library, request.version, trial), *checks]
+            return [*judge_trial(request, trial), *checks]
     except OSError as reason:
         fix = "name another place with --root or $RECUP_ROOT"
         return [_problem("log directory", f"{existing} cannot be written: {reason.strerror or reason}", fix), *checks]
 
 
-def judge_trial(library: str | None, version: str | None, trial: Trial) -> list[Check]:
+def judge_trial(request: Request, trial: Trial) -> list[Check]:
     """Return the checks that a tiny process under the library allows."""
     from recup.capture.darshan_library import HOW_TO_GET_IT
 
-    if library is None:
+    if trial.reason:
         return [_problem("libdarshan", trial.reason, HOW_TO_GET_IT)]
-    checks = [_ok("libdarshan", f"{library}, release {version or 'unknown'}: Python runs under it")]
     if trial.log is None:
-        fix = "see what it said; `darshan-config --log-path-by-env` names the variable it reads"
-        said = trial.output or "it said nothing"
-        return [*checks, _problem("Darshan log", f"a tiny process left none in the directory it was told: {said}", fix)]
+        fix = "`darshan-config --log-path-by-env` names the variable it reads; look for DARSHAN_* variables below"
+        return [_problem("Darshan log", request.reason, fix)]
+    checks = [_ok("libdarshan", f"{request.library}, release {request.version or 'unknown'}: Python runs under it")]
     checks += _judge_log(trial)
     settings = trial.settings
     if not settings:

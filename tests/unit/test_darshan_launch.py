@@ -117,6 +117,29 @@ def test_a_path_that_cannot_be_preloaded_is_refused(tmp_path):
     assert "a path with a space or colon cannot be preloaded" in request.reason
 
 
+def test_a_library_that_leaves_no_log_is_refused_with_what_it_said(tmp_path, monkeypatch):
+    trial = Trial("", None, {"LOGPATH_BYENV": "/x"}, "unable to create log file")
+    monkeypatch.setattr(darshan, "try_library", lambda *_: trial)
+    library = library_in(tmp_path / "lib")
+    request, _, _ = judge_library(str(library), tmp_path)
+    reason = f"a tiny process under {library} left no log in the directory it was told: unable to create log file"
+    assert request == Request(None, reason)
+
+
+def test_a_build_without_a_variable_for_its_logs_gets_directories_of_the_day(tmp_path, monkeypatch):
+    directory, library = tmp_path / "logs", library_in(tmp_path / "lib")
+    directory.mkdir()
+
+    def tried(*_):
+        days = list(directory.glob("*/*/*"))
+        return Trial("", days[0] / "x.darshan" if days else None, {"LOGPATH_BYENV": "NONE"}, "")
+
+    monkeypatch.setattr(darshan, "try_library", tried)
+    request, _, _ = judge_library(str(library), directory)
+    assert request == Request(str(library), "", "3.4.7", ("DARSHAN_LOG_DIR", "DARSHAN_LOG_DIR_PATH"), is_dated=True)
+    assert len(list(directory.glob("*/*/*"))) == 2
+
+
 def test_what_darshan_dumps_is_read_as_settings():
     text = (
         "##### DARSHAN CONFIG #####\n# MODMEM = 64 MiB\n# POSIX MODULE CONFIG:\n#      - ENABLED\n"
@@ -455,10 +478,9 @@ def test_the_doctor_tells_what_stands_in_the_way():
 
 
 def test_the_doctor_says_that_no_log_came(tmp_path):
-    trial = Trial("", None, {}, "darshan library warning: unable to create log file")
-    _, check = darshan_doctor.judge_trial("/x/libdarshan.so", "3.5.0", trial)
-    assert (check.level, check.subject) == ("problem", "Darshan log")
-    assert check.statement.endswith("darshan library warning: unable to create log file")
+    trial = Trial("", None, {}, "")
+    (check,) = darshan_doctor.judge_trial(Request(None, "a tiny process left no log"), trial)
+    assert (check.level, check.subject, check.statement) == ("problem", "Darshan log", "a tiny process left no log")
 
 
 def test_darshan_env_without_a_library_says_how_to_get_one(tmp_path):
