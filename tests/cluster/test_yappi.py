@@ -215,6 +215,27 @@ def test_a_program_that_uses_yappi_itself_is_left_alone(tmp_path):
     ]
 
 
+def test_a_program_that_begins_to_use_yappi_gets_it_as_if_recup_were_not_there(tmp_path):
+    body = """
+    import json, yappi
+    with local(processes=False, n_workers=1) as cluster, Client(cluster) as client:
+        answers = [sum(client.gather(client.map(outer, range(10))))]
+        yappi.set_clock_type("wall")
+        yappi.start(profile_threads=False)
+        in_the_program()
+        yappi.stop()
+        answers += [each.ncall for each in yappi.get_func_stats() if each.name in ("in_the_program", "outer")]
+        yappi.clear_stats()
+        answers.append(sum(client.gather(client.map(outer, range(20, 30)))))
+        open(sys.argv[1], "w").write(json.dumps(answers))
+    """
+    run, answer = record(tmp_path, body, ("cpu", (), ("worker",)))
+    assert answer == [45, 1, 245]
+    assert calls(run, kind="task") == {("outer", "outer"): 10, ("outer", "known"): 30}
+    (directory,) = spools(run, "worker")
+    assert losses(directory) == [("not_captured", "function_calls", "the program began to use Yappi itself")]
+
+
 @pytest.mark.parametrize("clock", ["wall", "cpu"])
 def test_the_example_tells_where_its_time_went_by_either_clock(tmp_path, clock):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DASK_", "RECUP_", "SLURM_"))}

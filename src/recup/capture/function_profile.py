@@ -14,8 +14,8 @@ Configuration, each also an environment variable ``DASK_RECUP__YAPPI__...``:
 
 Three things about Yappi shape this module:
 
-* It has one state per process.  So has this module: servers of one process share it, and a
-  program that uses Yappi itself is left alone.
+* It has one state per process.  So has this module: servers of one process share it, and
+  gives way to a program that uses Yappi itself, before or later.
 * Reading its statistics stops it, and returns missed meanwhile stay on its stacks for ever.
   Read with `list.append` as the callback no byte code runs in between, so under the GIL no
   other thread can run and nothing has to be stopped.
@@ -58,6 +58,10 @@ ROLES = ("worker", "scheduler", "client")
 _READ_INTERVAL_S = 0.5
 _EACH_THREAD = sys.version_info < (3, 12)
 """Whether Yappi hooks the calling thread alone; from 3.12 on it hooks all threads at once."""
+_ENTRY_POINTS = (
+    "start", "clear_stats", "get_func_stats", "get_thread_stats", "set_clock_type", "set_tag_callback",
+    "set_context_backend", "set_context_id_callback",
+)  # fmt: skip
 _COROUTINE = CO_COROUTINE | CO_ASYNC_GENERATOR | CO_ITERABLE_COROUTINE
 _OWN_FILES = (str(Path(__file__).parents[1]) + os.sep, "<recup ")
 _OWN_MODULES = {"yappi", "_yappi", "_contextvars"}
@@ -153,9 +157,10 @@ def task_left() -> None:
     # Calls from here until the hook is out would stay on Yappi's stack.  This one is taken
     # off by the next return Yappi sees in this thread, which is that of `enter`.
     if _hooked.here:
-        _unhook()
-        _hooked.here = False
         own = _hooked.own
+        if not own.profiler._is_off:  # else the hook may be the program's
+            _unhook()
+        _hooked.here = False
         own.profiler.leave(own)
 
 
@@ -187,7 +192,6 @@ class _Server:
         self.server = server
         self.run_directory = run_directory
         self.is_ending = False
-        self.is_saved = False
 
 
 class _Thread:
@@ -248,6 +252,41 @@ class _Profiler:
             # Armed: Yappi counts in the threads that carry its hook, and now none does.
             yappi.stop()
             sys.setprofile(mine)
+        self._originals = {name: getattr(yappi, name) for name in _ENTRY_POINTS}
+        for name, original in self._originals.items():
+            setattr(yappi, name, self._giving_way(original))
+
+    # ------------------------------------------------------------ a program that uses Yappi itself
+
+    def _giving_way(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def entry_point(*args: Any, **kwargs: Any) -> Any:
+            try:
+                self.give_way()
+            except Exception as reason:  # noqa: BLE001 - the program's own call follows
+                for each in self.servers:
+                    each.spool.failed("yappi", reason, "function_calls")
+            return original(*args, **kwargs)
+
+        return entry_point
+
+    def give_way(self) -> None:
+        """Leave Yappi as it was found: no hook in any thread, no statistics, its default clock."""
+        with self._naming:
+            if self._is_off:
+                return
+            self._read_idle(is_last=True)
+            self._is_off = True
+        for name, original in self._originals.items():
+            setattr(self._yappi, name, original)
+        # Yappi must not be cleared with its hook in a thread, and takes it out where it runs only.
+        self._originals["start"](builtins=True)
+        self._yappi.stop()
+        self._originals["clear_stats"]()
+        self._originals["set_tag_callback"](None)
+        self._originals["set_clock_type"]("cpu")
+        for each in self.servers:
+            each.spool.lose("not_captured", "function_calls", "the program began to use Yappi itself")
 
     # ------------------------------------------------------------ servers
 
@@ -268,7 +307,11 @@ class _Profiler:
 
     def hook_for_good(self, server: _Server | None = None) -> None:
         """Count in the calling thread until the process ends; its functions are those of no task."""
-        if sys.getprofile() is not None:  # another profiler has this thread
+        if sys.getprofile() is not None:
+            if server is not None:
+                server.spool.lose(
+                    "not_captured", "function_calls", "another profiler is in the thread of the event loop"
+                )
             return
         ident = threading.get_ident()
         known = self._loops.get(ident)
@@ -284,10 +327,13 @@ class _Profiler:
             patterns = self.settings.prefixes
             wanted = not patterns or any(fnmatchcase(prefix, pattern) for pattern in patterns)
             self._is_wanted[prefix] = wanted
-        if not wanted or self._is_off or _hooked.here or sys.getprofile() is not None:
+        if not wanted or self._is_off or _hooked.here:
             return
         server = self._server_here()
         if server is None:
+            return
+        if sys.getprofile() is not None:
+            server.spool.lose("not_captured", "function_calls", "tasks in whose thread another profiler is", 1)
             return
         tag = self._tags.get((id(server), prefix))
         if tag is None:
@@ -307,7 +353,7 @@ class _Profiler:
         now = time.monotonic()
         with own.lock:
             own.is_busy = own.is_read = False
-            if now - own.read_at_s > _READ_INTERVAL_S:
+            if now - own.read_at_s > _READ_INTERVAL_S and not self._is_off:
                 self._read_thread(own, now)
 
     def _new_tag(self, server: _Server, prefix: str) -> int:
@@ -366,7 +412,7 @@ class _Profiler:
             self._contexts[context] = thread
         return max((context for _, context, thread, *_ in found if thread == ident), default=None)
 
-    def _read_idle(self) -> None:
+    def _read_idle(self, *, is_last: bool) -> None:
         now = time.monotonic()
         for own in self._threads[:]:
             with own.lock:
@@ -374,8 +420,7 @@ class _Profiler:
                     self._read_thread(own, now)
                 if own.is_read and not own.is_busy and not own.thread.is_alive():
                     self._threads.remove(own)
-        last = any(each.is_ending and not each.is_saved for each in self.servers)
-        if self._loops and (last or now - self._loops_read_at_s > 2 * _READ_INTERVAL_S):
+        if self._loops and (is_last or now - self._loops_read_at_s > 2 * _READ_INTERVAL_S):
             self._loops_read_at_s = now
             for ident in self._loops:
                 context = self._context_of(ident)
@@ -386,20 +431,18 @@ class _Profiler:
 
     def _written_soon(self) -> None:
         with self._writing:
-            if _EACH_THREAD and not self._is_off and self._yappi.is_running():
-                self._is_off = True
-                for each in self.servers:
-                    each.spool.lose("not_captured", "function_calls", "the program began to use Yappi itself")
-            if not self._is_off:
-                self._read_idle()
+            with self._naming:
+                if not self._is_off:
+                    self._read_idle(is_last=any(each.is_ending for each in self.servers))
             # Later readings of a thread hold what earlier ones held: at most one waits.
             for context in list(self._readings):
                 self._put_growth(*self._readings.pop(context))
             for each in self.servers[:]:
-                if each.is_ending and not each.is_saved:
-                    each.is_saved = True
-                    self._save(each)
+                if each.is_ending:
+                    self.servers.remove(each)
                     each.server = None
+                    if not self._is_off:
+                        self._save(each)
 
     def _put_growth(self, entries: list[_Raw], is_loop: bool) -> None:
         now, (own, called) = time.time_ns(), _called(entries)
