@@ -183,16 +183,11 @@ left join known k on k.process = m.process
 IO_ATTEMPTS = View(
     "io_attempts",
     "One row per stretch of time in which an attempt ran, on its worker's clock: surely from `in_from_ns` to "
-    "`in_to_ns`, at most from `out_from_ns` to `out_to_ns`.  The recorded thread counters are taken first, else what "
-    "the worker told Dask, less the shift Dask put on it.  `is_open`: it began, and no end is recorded.",
+    "`in_to_ns`, at most from `out_from_ns` to `out_to_ns`.  What the thread counted and what the worker told Dask, less "
+    "the shift Dask put on it, bound each other.  `is_open`: it began, and no end is recorded.",
     (),
     """
-with counted as (
-    -- The stop is counted on the monotonic clock, which may part from the wall clock by some millionths.
-    select server_id, key_id, run_id, case when kind <> 'coroutine' then thread end as thread,
-        time_ns as from_ns, time_ns + wall_ns as to_ns, 1000 as from_error_ns, 1000 + wall_ns // 100_000 as to_error_ns
-    from raw.thread_counters
-), begun as (
+with begun as (
     select server_id, key_id, run_id, min(time_ns) as executing_ns
     from raw.worker_transitions
     where finish = 'executing' and run_id is not null
@@ -238,16 +233,46 @@ with counted as (
         case when executing_ns is null or is_possible then 0 else (earliest_ns + latest_ns) // 2 - from_ns end as shift_ns
     from told t
     asof left join later_delays l on l.server_id = t.server_id and l.at_ns >= greatest(t.latest_ns, t.executing_ns)
-    where not exists (
-        select 1
-        from counted c
-        where c.server_id = t.server_id and c.key_id = t.key_id and c.run_id = t.run_id
-    )
+), spans as (
+    select *, from_ns + shift_ns as begun_ns, to_ns + shift_ns as done_ns, to_ns - from_ns as held_ns from bounded
+), counted as (
+    -- Dask's own span holds the counted one, which begins a moment after its time was read: how long the two are
+    -- bounds how far they may lie apart.  The counted length is of the monotonic clock, which may part from the wall
+    -- clock by some millionths.
+    select
+        c.server_id,
+        c.key_id,
+        c.run_id,
+        case when c.kind <> 'coroutine' then c.thread end as thread,
+        c.time_ns as from_ns,
+        c.time_ns + c.wall_ns as to_ns,
+        1000 + c.wall_ns // 100_000 as drift_ns,
+        greatest(coalesce(s.held_ns - c.wall_ns, 100_000), 0) as slack_ns,
+        c.time_ns - slack_ns - 1000 as out_from_ns,
+        c.time_ns + c.wall_ns + slack_ns + drift_ns as out_to_ns,
+        c.time_ns + 1000 as counted_from_ns,
+        c.time_ns + c.wall_ns - drift_ns as counted_to_ns,
+        s.begun_ns + s.error_ns as told_from_ns,
+        s.done_ns - s.error_ns as told_to_ns
+    from raw.thread_counters c
+    left join spans s on s.server_id = c.server_id and s.key_id = c.key_id and s.run_id = c.run_id
 ), stretches as (
+    select
+        server_id, key_id, run_id, thread, from_ns, to_ns, out_from_ns, out_to_ns,
+        case when told_from_ns >= out_from_ns then least(counted_from_ns, told_from_ns) else counted_from_ns end
+            as in_from_ns,
+        case when told_to_ns <= out_to_ns then greatest(counted_to_ns, told_to_ns) else counted_to_ns end as in_to_ns
     from counted
     union all
-    select server_id, key_id, run_id, thread, from_ns + shift_ns, to_ns + shift_ns, error_ns, error_ns
-    from bounded
+    select
+        server_id, key_id, run_id, thread, begun_ns, done_ns, begun_ns - error_ns, done_ns + error_ns,
+        begun_ns + error_ns, done_ns - error_ns
+    from spans
+    where not exists (
+        select 1
+        from raw.thread_counters c
+        where c.server_id = spans.server_id and c.key_id = spans.key_id and c.run_id = spans.run_id
+    )
 ), open_ends as (
     select t.server_id, t.key_id, t.run_id, min(t.time_ns) as from_ns
     from raw.worker_transitions t
@@ -257,11 +282,30 @@ with counted as (
         where s.server_id = t.server_id and s.key_id = t.key_id and s.run_id = t.run_id
     )
     group by all
+), in_turn as (
+    -- A thread holds one attempt at a time: it let go of one before it surely held the next.
+    select
+        * exclude (out_from_ns, out_to_ns),
+        greatest(out_from_ns, case when thread is not null then lag(core_to_ns ignore nulls) over turns end)
+            as out_from_ns,
+        least(out_to_ns, case when thread is not null then lead(core_from_ns ignore nulls) over turns end) as out_to_ns
+    from (
+        select
+            *,
+            case when in_from_ns <= in_to_ns then in_from_ns end as core_from_ns,
+            case when in_from_ns <= in_to_ns then in_to_ns end as core_to_ns
+        from stretches
+    )
+    window turns as (partition by server_id, thread order by in_from_ns, in_to_ns)
 ), every_one as (
-    select *, false as is_open from stretches
+    select
+        server_id, key_id, run_id, thread, from_ns, to_ns, out_from_ns, out_to_ns, in_from_ns, in_to_ns, false as is_open
+    from in_turn
     union all
     -- It may have run until its result was told; where none was, to the end.
-    select o.server_id, o.key_id, o.run_id, null, o.from_ns, coalesce(r.to_ns, 4611686018427387904), 1000, 1000, true
+    select
+        o.server_id, o.key_id, o.run_id, null, o.from_ns, coalesce(r.to_ns, 4611686018427387904) as to_ns, o.from_ns - 1000,
+        to_ns + 1000, to_ns, o.from_ns, true
     from open_ends o
     left join (
         select server_id, key_id, run_id, max(time_ns) as to_ns
@@ -286,10 +330,10 @@ select
     e.is_open,
     e.from_ns,
     e.to_ns,
-    e.from_ns - e.from_error_ns as out_from_ns,
-    e.to_ns + e.to_error_ns as out_to_ns,
-    e.from_ns + e.from_error_ns as in_from_ns,
-    e.to_ns - e.to_error_ns as in_to_ns
+    e.out_from_ns,
+    e.out_to_ns,
+    e.in_from_ns,
+    e.in_to_ns
 from every_one e
 join io_processes p on p.server_id = e.server_id
 semi join io_clocks c on c.process = p.process
