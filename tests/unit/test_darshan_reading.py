@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recup.errors import RecupError
-from recup.ingest import darshan_dxt, darshan_log
+from recup.ingest import darshan_counters, darshan_dxt, darshan_log
 from recup.ingest.darshan import DarshanLog, read_log
 from recup.ingest.darshan_log import BadDarshanLog
 from recup.schema import TABLES
@@ -362,3 +362,19 @@ def test_an_unreadable_file_is_refused_with_one_line(tmp_path):
         pytest.skip("this user may read any file")
     with pytest.raises(BadDarshanLog, match="Permission denied"):
         read_log(path)
+
+
+def test_counters_are_read_to_their_cap(tmp_path, monkeypatch):
+    monkeypatch.setattr(darshan_counters, "RECORD_CAP", 3)
+    region = counters("<", A, range(69), [0.5] * 17) * 5
+    log = read_log(write_log(tmp_path / "a.darshan", Log(regions={"POSIX": (4, region)})))
+    assert log.files().num_rows == 3
+    assert any("POSIX: only the first 3 records were read" in each for each in log.losses())
+
+
+def test_records_with_impossible_counters_are_left_out_and_counted(tmp_path):
+    good, bad = range(69), [1 << 62] * 69
+    region = b"".join(counters("<", A, integers, [0.5] * 17) for integers in (good, bad, good))
+    log = read_log(write_log(tmp_path / "a.darshan", Log(regions={"POSIX": (4, region)})))
+    assert log.files().num_rows == 2
+    assert any("POSIX: 1 records with impossible counters left out" in each for each in log.losses())

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from recup.ingest.darshan_log import Region
 from recup.schema import IoFile
 
-REGION_CAP_BYTES = 256 << 20
+REGION_CAP_BYTES = 128 << 20
 RECORD_CAP = 200_000
 _BIN_CAP = 1 << 20
 _MOST = 1 << 60

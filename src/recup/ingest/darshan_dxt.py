@@ -402,11 +402,17 @@ def _threads(rows: Arrays, layout: Layout) -> pa.Array:
 def _threads_in_text(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Return N of each text `pthread_id=N`; what follows the number is left-over memory, and anything else gives 0."""
     threads = np.zeros(len(text), np.int64)
-    going = (text[:, : len(_PREFIX)] == _PREFIX).all(axis=1)
-    for place in range(len(_PREFIX), len(_PREFIX) + _DIGITS):
-        digit = text[:, place] - np.uint8(48)
+    # Column by column, so columns are laid side by side first.
+    columns = np.ascontiguousarray(text[:, : len(_PREFIX) + _DIGITS].T)
+    going = (columns[: len(_PREFIX)] == _PREFIX[:, None]).all(axis=0)
+    for column in columns[len(_PREFIX) :]:
+        digit = column - np.uint8(48)
         going &= digit <= 9
-        if not going.any():
+        if going.all():
+            threads *= 10
+            threads += digit
+        elif going.any():
+            threads = np.where(going, threads * 10 + digit, threads)
+        else:
             break
-        threads = np.where(going, threads * 10 + digit, threads)
     return threads
