@@ -12,6 +12,10 @@ tells it) contains it.  Truth is used to score alone.  Directories of the Polari
 CSV tables without truth: what can be held against them is that every segment on a thread
 that ran tasks lies inside one of them.
 
+A run recorded on purpose is scored against what its tasks noted (`io_truth.py` says how to record one):
+
+    python benchmarks/score_io.py --run RUN DIRECTORY
+
 Figures stand beside the promise; raw counts are kept in benchmarks/results/score-io-<time>.json.
 """
 
@@ -250,7 +254,7 @@ def claims_of(path):
 
 
 def true_keys(source):
-    """Return a function that gives the tasks whose own account contains a segment."""
+    """Return a function that gives the tasks whose own account, of the file or its directory, contains a segment."""
     accounts = defaultdict(list)
     for file in sorted((source / "truth").glob("*.jsonl")):
         for each in lines_of(file):
@@ -259,8 +263,9 @@ def true_keys(source):
     def keys_of(claim):
         return {
             each["key"]
-            for name in {claim["path"], claim["written_as"]}
-            for each in accounts.get((claim["pid"], name), ())
+            for name in {claim["path"], claim["written_as"]} - {None}
+            for place in (name, *map(str, Path(name).parents))
+            for each in accounts.get((claim["pid"], place), ())
             if each["t0"] - SLACK_S <= claim["start_s"]
             and claim["stop_s"] <= each["t1"] + SLACK_S
             and claim["thread"] in (None, each["ident"])
@@ -325,12 +330,13 @@ def inside(path):
 # ---------------------------------------------------------------- what is printed
 
 
-def score_directory(source, target):
-    """Score one data set, print its table, and return its counts."""
+def score_directory(source, target, recorded=None):
+    """Score one data set, or a recorded run against it, print its table, and return its counts."""
     print(f"\n{source.name}")
     if (source / "truth").is_dir():
-        path = imaging_run(source, target)
-        add_logs(path, darshan_logs(source))
+        path = recorded or imaging_run(source, target)
+        if recorded is None:
+            add_logs(path, darshan_logs(source))
         counts, by_class = score(claims_of(path), true_keys(source))
         for (name, verdict), count in sorted(by_class.items()):
             print(f"  {name:12} {verdict:10} {count:7}")
@@ -363,10 +369,12 @@ def promise(figure, promised, is_kept):
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("directories", nargs="+", type=Path)
+    options.add_argument("--run", type=Path, help="A recorded run; its truth is in the one directory (io_truth.py).")
+    chosen = options.parse_args()
     scores = {}
-    for source in options.parse_args().directories:
+    for source in chosen.directories:
         with tempfile.TemporaryDirectory() as temporary:
-            scores[source.name] = score_directory(source, Path(temporary))
+            scores[source.name] = score_directory(source, Path(temporary), chosen.run)
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / f"score-io-{time.strftime('%Y%m%dT%H%M%S')}.json").write_text(json.dumps(scores, indent=1) + "\n")

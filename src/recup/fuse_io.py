@@ -13,8 +13,9 @@ shared       attempts could have done it, by its thread or (not told) its proces
 helper       its thread runs no task, but attempts ran meanwhile: none is claimed
 none         no attempt could have done it, or nothing is known of its process
 
-Without thread ids, files of Python, Dask and recup are never claimed: the main thread
-reads and writes them while tasks run.
+Without thread ids, files of Python, Dask and recup are never claimed, as the main thread
+reads and writes them while tasks run; nor are files reopened as C streams, on which Darshan
+may have booked what another thread did.
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ with files as (
         case
             when w.thread is not null or w.candidate_count = 0 then null
             when only_one.thread is not null and only_one.in_from_ns <= w.from_ns and w.to_ns <= only_one.in_to_ns
-                and loose.file is null and not f.is_runtime and not f.is_doubtful
+                and loose.file is null and not f.is_runtime and not f.is_doubtful and not f.is_reopened_as_stream
             then 'time_unique'
             when owner.in_from_ns <= w.from_ns and w.to_ns <= owner.in_to_ns then 'path'
         end as claim,
