@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -200,6 +202,23 @@ def test_rows_have_the_columns_of_the_schema(tmp_path):
     log = read_log(write_log(tmp_path / "a.darshan", made))
     assert tuple(log.segments().column_names) == TABLES["io_segments"].column_names
     assert tuple(log.files().column_names) == TABLES["io_files"].column_names
+
+
+@given(
+    usual=st.integers(0, 1 << 62),
+    others=st.lists(
+        st.integers(0, 1 << 62).map(lambda number: b"pthread_id=%d" % number) | st.binary(max_size=63), max_size=20
+    ),
+    rest=st.binary(min_size=64, max_size=64),
+)
+def test_thread_ids_in_text_are_those_written_whatever_follows(usual, others, rest):
+    texts = [b"pthread_id=%d" % usual, *others]
+    table = np.frombuffer(b"".join((text + b"\0" + rest)[:64] for text in texts), np.uint8).reshape(-1, 64)
+    found = (re.match(rb"pthread_id=(\d{1,20})", (text + b"\0" + rest)[:64]) for text in texts)
+    expected = [int(each[1]) if each else 0 for each in found]
+    inside = [number if number < 1 << 63 else None for number in expected]
+    got = darshan_dxt._threads_in_text(table).tolist()
+    assert [g if i is not None else None for g, i in zip(got, inside, strict=True)] == inside
 
 
 # ---------------------------------------------------------------- what is wrong or missing
