@@ -185,6 +185,7 @@ def main():
     print("attribution, segments, attempts, bytes, most candidates:")
     for line in samples[0]["answer"]:
         print("  ", *line)
+    print(f"CPU of both cores {statistics.median(sample['cpu_s'] for sample in samples):.1f} s")
     for name, promise in PROMISES.items():
         values = [sample[name] for sample in samples]
         middle = statistics.median(values)
