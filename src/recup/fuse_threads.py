@@ -30,8 +30,15 @@ TASK_COUNTERS = View(
         ViewColumn("started_s", "Start of the task's code", "s"),
         ViewColumn("wall_s", "Start to stop", "s"),
         ViewColumn("cpu_s", "CPU time", "s", _NOT_COUNTED),
-        ViewColumn("user_s", "CPU time in user mode", "s", _NOT_COUNTED),
-        ViewColumn("system_s", "CPU time in the kernel", "s", _NOT_COUNTED),
+        ViewColumn(
+            "user_s", "CPU time in user mode, as of the kernel's last tick: sums of many tasks only", "s", _NOT_COUNTED
+        ),
+        ViewColumn(
+            "system_s",
+            "CPU time in the kernel, as of the kernel's last tick: sums of many tasks only",
+            "s",
+            _NOT_COUNTED,
+        ),
         ViewColumn("queue_wait_s", "Time ready to run without a CPU", "s", _NOT_COUNTED),
         ViewColumn(
             "blocked_s", "Wall less CPU less queue wait: waiting for I/O, locks, the GIL, sleeping", "s", _NOT_COUNTED

@@ -721,8 +721,12 @@ class ThreadCounter(NamedTuple):
     thread: Annotated[int, Column("threading.get_ident(); joins `results` and Darshan's pthread_id")]
     wall_ns: Annotated[int, Column("Start to stop, monotonic clock", unit="ns")]
     cpu_ns: Annotated[int, Column("CPU time of the thread", unit="ns", null=_NOT_COUNTED, null_value=-1)]
-    user_ns: Annotated[int, Column("CPU time in user mode", unit="ns", null=_NOT_COUNTED, null_value=-1)]
-    system_ns: Annotated[int, Column("CPU time in the kernel", unit="ns", null=_NOT_COUNTED, null_value=-1)]
+    user_ns: Annotated[
+        int, Column("CPU time in user mode, as of the kernel's last tick", unit="ns", null=_NOT_COUNTED, null_value=-1)
+    ]
+    system_ns: Annotated[
+        int, Column("CPU time in the kernel, as of the kernel's last tick", unit="ns", null=_NOT_COUNTED, null_value=-1)
+    ]
     queue_wait_ns: Annotated[
         int, Column("Time ready to run without a CPU", unit="ns", null=_NOT_COUNTED, null_value=-1)
     ]

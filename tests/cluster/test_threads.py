@@ -186,7 +186,7 @@ def test_bytes_and_calls_are_those_of_the_thread_alone(counted):
 def test_cpu_time_is_that_of_the_thread(counted):
     (row,) = counted["spun"]
     assert 0.2e9 <= row["cpu_ns"] <= 0.25e9
-    assert row["cpu_ns"] == row["user_ns"] + row["system_ns"]
+    assert row["user_ns"] + row["system_ns"] == pytest.approx(row["cpu_ns"], abs=0.02e9)  # the kernel's last ticks
     assert row["wall_ns"] >= 0.2e9
     assert row["queue_wait_ns"] >= 0
 
@@ -211,11 +211,11 @@ def test_cpu_time_agrees_with_dasks_own_digests(tmp_path):
         tmp_path,
         """
         def spun(x):
-            end = time.thread_time() + 0.02
+            end = time.thread_time() + 0.0015  # less than a tick of the kernel
             while time.thread_time() < end:
                 pass
         with local() as cluster, Client(cluster) as client:
-            client.gather(client.map(spun, range(40)))
+            client.gather(client.map(spun, range(400)))
         """,
     )
     assert code == 0
@@ -225,4 +225,4 @@ def test_cpu_time_agrees_with_dasks_own_digests(tmp_path):
         for row in rows(run, "worker", "fine_metrics")
         if (row["context"], row["prefix"], row["activity"]) == ("execute", "spun", "thread-cpu")
     )
-    assert mine == pytest.approx(dask, rel=0.02, abs=0.04)
+    assert mine == pytest.approx(dask, rel=0.02, abs=0.02)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from os import pread
 from resource import RUSAGE_THREAD, getrusage
-from time import perf_counter_ns, time_ns
+from time import perf_counter_ns, thread_time_ns, time_ns
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -113,7 +113,7 @@ class ThreadCounters:
             user, system = int(user_s * 1e6 + 0.5) * 1000, int(system_s * 1e6 + 0.5) * 1000
             put(
                 (
-                    *who, user + system, user, system, _queue_wait(schedstat0, schedstat),
+                    *who, user, system, _queue_wait(schedstat0, schedstat),
                     waits, evictions, minor, major, *_moved(io0, io),
                 )
             )  # fmt: skip
@@ -255,7 +255,8 @@ def _call(node: Any, values: Any) -> Any:
             own = counters.meet_thread()
         io, schedstat = own.io, own.schedstat
         # The last reading of I/O is the one that is counted in the next, and taken off it.
-        begun = time_ns(), getrusage(RUSAGE_THREAD), pread(schedstat, 96, 0), pread(io, 512, 0), perf_counter_ns()
+        usage = time_ns(), getrusage(RUSAGE_THREAD), pread(schedstat, 96, 0), pread(io, 512, 0)
+        begun = *usage, thread_time_ns(), perf_counter_ns()
     except Exception as reason:  # noqa: BLE001 - the task must run
         counters.failed(reason)
     outcome = "returned"
@@ -267,13 +268,13 @@ def _call(node: Any, values: Any) -> Any:
     finally:
         try:
             if begun is not None:
-                start_ns, used0, schedstat0, io0, start = begun
-                wall = perf_counter_ns() - start
+                start_ns, used0, schedstat0, io0, cpu0, start = begun
+                wall, cpu = perf_counter_ns() - start, thread_time_ns() - cpu0
                 io1, schedstat1, used = pread(io, 512, 0), pread(schedstat, 96, 0), getrusage(RUSAGE_THREAD)
                 # By place: user, system, voluntary and involuntary switches, minor and major faults.
                 counters.leave(
                     (
-                        start_ns, node.key, node.run_id, node.kind, outcome, own.ident, wall,
+                        start_ns, node.key, node.run_id, node.kind, outcome, own.ident, wall, cpu,
                         schedstat0, schedstat1, io0, io1,
                         used[0] - used0[0], used[1] - used0[1], used[14] - used0[14], used[15] - used0[15],
                         used[6] - used0[6], used[7] - used0[7],
