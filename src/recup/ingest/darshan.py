@@ -180,6 +180,7 @@ class DarshanLog:
         """Say how much less DXT traced than was counted."""
         found = []
         regions = {trace.region.name: trace for trace in self.traces}
+        cut_short = {region.name for region in self.header.modules if region.is_partial}
         for name, module in DXT_MODULES.items():
             counted = self.counted[module].operation_count if module in self.counted else 0
             traced = regions[name].segment_count if name in regions else 0
@@ -188,7 +189,9 @@ class DarshanLog:
                     f"{name}: none of {counted} operations was traced: DXT was off, or did not fit Darshan's MODMEM"
                 )
             elif name in regions and traced < counted:
-                found.append(f"{name}: {traced} of {counted} operations ({traced / counted:.1%}) were traced")
+                least, most = ("at least ", "at most ") if module in cut_short else ("", "")
+                share = f"{most}{traced / counted:.1%}"
+                found.append(f"{name}: {traced} of {least}{counted} operations ({share}) were traced")
         return found
 
     def _module(self, region: Region) -> dict[str, Any]:
