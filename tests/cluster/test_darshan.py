@@ -325,8 +325,7 @@ def test_a_job_script_records_a_worker_without_a_nanny(tmp_path):
         ).fetchall()
         assert row == (20, 10, 100)
         lines = {line["metadata"]: line["state"] for line in coverage(run).to_pylist()}
-    names = ("Darshan logs", "files", "operations on files", "beacons of Darshan's clock")
-    assert [lines[name] for name in names] == ["collected"] * 4
+    assert [lines[name] for name in ("operations on files", "beacons of Darshan's clock")] == ["collected"] * 2
 
 
 # ---------------------------------------------------------------- without
