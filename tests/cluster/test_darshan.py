@@ -325,7 +325,8 @@ def test_a_job_script_records_a_worker_without_a_nanny(tmp_path):
         ).fetchall()
         assert row == (20, 10, 100)
         lines = {line["metadata"]: line["state"] for line in coverage(run).to_pylist()}
-    assert [lines[name] for name in ("operations on files", "beacons of Darshan's clock")] == ["collected"] * 2
+    told = ("Darshan logs", "files", "operations on files", "beacons of Darshan's clock")
+    assert [lines[name] for name in told] == ["collected"] * 4
 
 
 # ---------------------------------------------------------------- without

@@ -239,3 +239,15 @@ def test_imaging_logs_are_whole_in_both_layouts(run, tmp_path_factory):
             "select segment_layout, count(*), sum(segment_count - operation_count), count(lost) from io_logs group by all order by 1"
         )
         assert found.fetchall() == [("plain-32", 2, 0, 0), ("thread-40", 2, 0, 0)]
+
+
+@pytest.mark.parametrize(("archive", "folder"), [("imaging", "darshan"), ("polaris", "PMDA_R1")])
+def test_heat_maps_hold_the_bytes_that_the_counters_of_files_hold(tmp_path_factory, archive, folder):
+    logs = sorted((unpacked(archive, tmp_path_factory) / folder).glob("*.darshan"))
+    assert logs
+    for path in logs:
+        files = read_log(path).files().to_pylist()
+        maps = {f["path"]: json.loads(f["counters"]) for f in files if f["module"] == "HEATMAP"}
+        if "heatmap:POSIX" in maps:
+            counted = [sum(f[n] for f in files if f["module"] == "POSIX") for n in ("written_bytes", "read_bytes")]
+            assert [sum(maps["heatmap:POSIX"][n]) for n in ("written_bytes", "read_bytes")] == counted

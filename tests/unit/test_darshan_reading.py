@@ -22,6 +22,12 @@ LAYOUTS = ("plain-32", "thread-40", "text-96", "thread-text-104")
 A, B = two_files()[0].record, 12
 
 
+def heat_map(record, bin_s, written, read):
+    """A record of HEATMAP as Darshan writes it: behind the head come its pointers, which mean nothing."""
+    head = struct.pack("<QqdqQQ", record, 0, bin_s, len(written), 0x7F0000000010, 0x7F0000000020)
+    return head + struct.pack(f"<{len(written) + len(read)}q", *written, *read)
+
+
 def signed(record):
     return record - (1 << 64) if record >= 1 << 63 else record
 
@@ -165,7 +171,7 @@ def test_the_other_modules_are_read(tmp_path):
         "H5F": (3, counters("<", A, [4, 0, 0], [0.0] * 5)),
         "H5D": (2, counters("<", A, [B, 5, 6, 7, 0, 80, 90, *[0] * 88], [0.0] * 17)),
         "LUSTRE": (2, lustre_2),
-        "HEATMAP": (1, struct.pack("<Qqdq6q", 99, 0, 0.5, 3, 1, 2, 3, 4, 5, 6)),
+        "HEATMAP": (1, heat_map(99, 0.5, [1, 2, 3], [4, 5, 6])),
     }
     log = read_log(write_log(tmp_path / "a.darshan", Log(regions=regions, names={A: b"/a", 99: b"heatmap:POSIX"})))
     rows = {row["module"]: row for row in log.files().to_pylist()}
@@ -326,7 +332,7 @@ def _rich(**changes):
         "POSIX": (4, counters("<", A, range(69), [0.5] * 17)),
         "STDIO": (2, counters("<", B, range(14), [0.5] * 15)),
         "LUSTRE": (2, struct.pack("<Q3q7q16s2q", A, 0, 1, 2, 1048576, 2, 1, 0, 0, -1, 0, b"pool", 7, 9)),
-        "HEATMAP": (1, struct.pack("<Qqdq6q", 99, 0, 0.5, 3, 1, 2, 3, 4, 5, 6)),
+        "HEATMAP": (1, heat_map(99, 0.5, [1, 2, 3], [4, 5, 6])),
     }
     return log_bytes(Log(two_files(), regions=regions, **changes))
 

@@ -326,7 +326,7 @@ def _lustre(region: Region, data: bytes, places: Places) -> Iterator[IoFile]:
 def _heatmap(data: bytes, places: Places) -> Iterator[IoFile]:
     """Yield one row per heat map: bytes per bin of time, in `counters`."""
     order, place = places.byte_order, 0
-    head = struct.Struct(f"{order}Qqdq")
+    head = struct.Struct(f"{order}Qqdq16x")  # Darshan writes its two pointers to the bins, too
     while place + head.size <= len(data):
         record, rank, width, count = head.unpack_from(data, place)
         place += head.size
