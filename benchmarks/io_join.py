@@ -42,7 +42,7 @@ begun = time.perf_counter()
 from recup.store import open_run
 with open_run(sys.argv[1]) as run:
     query = '''
-        select attribution, count(*), count(distinct (key_id, run_id)), sum(nbytes), max(candidate_count)
+        select attribution, count(*), count(distinct key_id), sum(nbytes), max(candidate_count)
         from task_io group by attribution order by attribution
     '''
     answer = run.sql(query).fetchall()
@@ -182,7 +182,7 @@ def main():
     document = {**vars(chosen), "samples": samples}
     (results / f"io-join-{time.strftime('%Y%m%dT%H%M%S')}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(f"{chosen.segments} segments, {chosen.attempts} attempts; {chosen.repeats} fresh processes")
-    print("attribution, segments, attempts, bytes, most candidates:")
+    print("attribution, segments, tasks, bytes, most candidates:")
     for line in samples[0]["answer"]:
         print("  ", *line)
     print(f"CPU of both cores {statistics.median(sample['cpu_s'] for sample in samples):.1f} s")
