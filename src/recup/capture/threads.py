@@ -255,8 +255,9 @@ def _call(node: Any, values: Any) -> Any:
             own = counters.meet_thread()
         io, schedstat = own.io, own.schedstat
         # The last reading of I/O is the one that is counted in the next, and taken off it.
-        usage = time_ns(), getrusage(RUSAGE_THREAD), pread(schedstat, 96, 0), pread(io, 512, 0)
-        begun = *usage, thread_time_ns(), perf_counter_ns()
+        usage = getrusage(RUSAGE_THREAD), pread(schedstat, 96, 0), pread(io, 512, 0)
+        # The clocks side by side: start and wall time are added up when I/O is joined to tasks.
+        begun = *usage, thread_time_ns(), time_ns(), perf_counter_ns()
     except Exception as reason:  # noqa: BLE001 - the task must run
         counters.failed(reason)
     outcome = "returned"
@@ -268,7 +269,7 @@ def _call(node: Any, values: Any) -> Any:
     finally:
         try:
             if begun is not None:
-                start_ns, used0, schedstat0, io0, cpu0, start = begun
+                used0, schedstat0, io0, cpu0, start_ns, start = begun
                 wall, cpu = perf_counter_ns() - start, thread_time_ns() - cpu0
                 io1, schedstat1, used = pread(io, 512, 0), pread(schedstat, 96, 0), getrusage(RUSAGE_THREAD)
                 # By place: user, system, voluntary and involuntary switches, minor and major faults.
