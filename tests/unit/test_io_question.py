@@ -226,3 +226,28 @@ def test_a_path_from_a_log_cannot_act_on_the_terminal(tmp_path):
     page = recup(path, "--by", "file")
     assert "\\x1b[31m[b]x\\n" in page
     assert "\x1b" not in page
+
+
+def test_the_story_of_a_task_tells_its_reads_and_writes_by_file(tmp_path):
+    from recup.analyse.story import story
+
+    path = traced(tmp_path)
+    with open_run(path) as run:
+        found = [
+            (round(row["time_s"], 6), row["what"], row["details"])
+            for row in story(run, "x1").to_pylist()
+            if row["what"].endswith("a file")
+        ]
+    assert found == [
+        (1.5, "reads a file", "/data/x, of 1000 B, in 1 operation, took 100 ms, run 0"),
+        (1.55, "writes a file", "/data/z, of 2.0 MiB, in 1 operation, took 150 ms, run 0"),
+    ]
+
+
+def test_the_story_tells_what_went_through_a_stream_as_a_sum(tmp_path):
+    from recup.analyse.story import story
+
+    path = made(tmp_path, worker=[ran("x1", 1, 2)], log=[stream_of("/data/x.npy"), segment(1.5, nbytes=7)])
+    with open_run(path) as run:
+        found = [(row["what"], row["details"]) for row in story(run, "x1").to_pylist() if "C stream" in row["details"]]
+    assert found == [("writes a file", "/data/x.npy, of 872 B, in 1 operation, as C stream, run 0")]

@@ -169,6 +169,24 @@ from task_counters
 where key = ?
 """
 
+IO_SQL = """
+select worker_id as server_id, run_id, path, direction, null as began_with, count(*) as operation_count,
+    sum(nbytes) as nbytes, sum(stop_s - start_s) as io_s, min(start_s) as start_s, max(clock_error_s) as clock_error_s
+from task_io
+where key = ? and module = 'POSIX' and not is_phantom
+group by all
+union all
+select s.worker_id, s.run_id, s.path, part.direction, 'C stream', part.operation_count, part.nbytes, s.io_s,
+    c.started_s, c.clock_error_s
+from task_io_streams s
+join task_counters c on c.worker_id = s.worker_id and c.key_id = s.key_id and c.run_id = s.run_id,
+lateral (
+    values ('read', s.read_count, s.read_bytes), ('write', s.write_count, s.written_bytes)
+) part(direction, operation_count, nbytes)
+where s.key = ? and part.operation_count > 0
+"""
+"""Of a file used through a C stream only sums are known: they stand at the start of the task's code."""
+
 EVENTS_SQL = """
 select server_id, time_ns, topic, action, payload
 from raw.events
@@ -241,7 +259,8 @@ def story(run: Run, key: str) -> pa.Table:
     `time_s` counts from the first graph that held the task, else from the first thing seen.
 
     From: submission_story, activities, clocks, scheduler_transitions, worker_transitions,
-    receptions, results, errors, steals, spills, transfers, events, fused_tasks, task_counters
+    receptions, results, errors, steals, spills, transfers, events, fused_tasks, task_counters, task_io,
+    task_io_streams
     Columns: time_s, time_ns, clock_error_s, attempt (from 1), run_id, observer, what, details
     """
     import pyarrow as pa
@@ -417,6 +436,23 @@ def _threads(run: Run, key: str) -> Iterator[_Line]:
         )  # fmt: skip
 
 
+def _io(run: Run, key: str) -> Iterator[_Line]:
+    for row in rows_of(run, IO_SQL, [key, key]):
+        details = {
+            "": row["path"] or "a file whose name is lost",
+            "of": bytes_text(row["nbytes"]),
+            "in": plural(row["operation_count"], "operation"),
+            "took": seconds_text(row["io_s"]),
+            "as": row["began_with"],
+            "run": row["run_id"],
+        }
+        moment_ns = round(row["start_s"] * 1e9)
+        what = "reads a file" if row["direction"] == "read" else "writes a file"
+        yield _Line(
+            row["server_id"], moment_ns, what, details, row["run_id"], is_aligned=True, error_s=row["clock_error_s"]
+        )
+
+
 def _moved(size_bytes: int | None, call_count: int | None) -> str | None:
     return f"{bytes_text(size_bytes)} in {plural(call_count, 'call')}" if size_bytes and call_count else None
 
@@ -462,7 +498,7 @@ def _events(run: Run, key: str) -> Iterator[_Line]:
         yield _Line(row["server_id"], row["time_ns"], f"event {row['action'] or ''}".strip(), {"topic": row["topic"]})
 
 
-_PARTS = (_graphs, _scheduler, _worker, _attempt_ends, _activities, _threads, _steals, _data, _events)
+_PARTS = (_graphs, _scheduler, _worker, _attempt_ends, _activities, _threads, _io, _steals, _data, _events)
 
 
 def _size(size_bytes: int | None, typename: str | None) -> str | None:
