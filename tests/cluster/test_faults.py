@@ -311,6 +311,7 @@ def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(start, small_d
 def test_a_run_directory_made_read_only_in_mid_run_costs_only_rows(start, small_disk):
     program = start(FINITE)
     program.pids()
+    wait_for(lambda: rows(program.run, "scheduler", "scheduler_transitions"))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], capture_output=True)
     assert program.end() == 0
     assert program.output.splitlines() == ["190"] * 30

@@ -173,12 +173,12 @@ def test_a_killed_worker_leaves_what_its_tasks_did(tmp_path):
     def counted():
         found = 0
         for file in pathlib.Path(os.environ["DASK_RECUP__RUN_DIRECTORY"]).glob("spool/worker-*/function_calls.arrows"):
-            with open(file, "rb") as source, pa.ipc.open_stream(source) as stream:
-                try:
+            try:
+                with open(file, "rb") as source, pa.ipc.open_stream(source) as stream:
                     for batch in stream:
                         found += sum(r["call_count"] for r in batch.to_pylist() if r["function"] == "known")
-                except (OSError, pa.ArrowInvalid):
-                    pass
+            except (OSError, pa.ArrowInvalid):
+                pass  # it is being written
         return found
     with local(n_workers=1) as cluster, Client(cluster) as client:
         client.gather(client.map(outer, range(30)))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import types
+import weakref
 
 import dask
 import pytest
@@ -338,6 +339,9 @@ class StandInWorker:
 def in_worker(tmp_path, monkeypatch):
     """Darshan's part in a worker, with a stand-in for the library that notes how often it wrote the log."""
     monkeypatch.setattr(os, "_exit", os._exit)
+    # What other tests of this process left behind is none of this worker's.
+    for server in (darshan.Scheduler, darshan.Worker):
+        monkeypatch.setattr(server, "_instances", weakref.WeakSet())
 
     def begin(worker):
         written = []

@@ -397,6 +397,16 @@ times = st.integers(0, 60).map(lambda tenths: tenths / 10)
 lengths = st.integers(0, 20).map(lambda tenths: tenths / 10)
 
 
+def in_turn(attempts):
+    """The attempts, each begun when its thread was free: a thread holds one at a time."""
+    free, found = {}, []
+    for start, length, thread in sorted(attempts):
+        begin = max(start, free.get(thread, start))
+        free[thread] = begin + length + 0.1
+        found.append((begin, length, thread))
+    return found
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     attempts=st.lists(st.tuples(times, lengths, st.sampled_from((7, 8))), max_size=6),
@@ -404,6 +414,7 @@ lengths = st.integers(0, 20).map(lambda tenths: tenths / 10)
     has_beacon=st.booleans(),
 )
 def test_every_segment_is_there_once_and_claimed_only_where_nothing_else_is_possible(attempts, segments, has_beacon):
+    attempts = in_turn(attempts)
     worker = [ran(f"k{n}", start, start + length, thread=t) for n, (start, length, t) in enumerate(attempts)]
     log = [
         segment(start, start + length, thread=thread, nbytes=2**n, path=f"/data/{n % 3}")
