@@ -202,7 +202,7 @@ class Spool:
         self.closed_at_s: float | None = None
         self.counters: dict[str, float] = {}
         self.describing: threading.Thread | None = None
-        self.prepare: list[Callable[[], None]] = []
+        self.prepare: list[Callable[[], None]] = []  # by the writer thread, before each flush
         self._lost: dict[tuple[str, str], list[Any]] = {}
         self._failures: dict[str, int] = {}
         _WRITER.add(self)
@@ -260,6 +260,11 @@ class Spool:
         """Rows written so far, by table."""
         return {name: file.row_count for name, file in self._files.items()}
 
+    def _call_each(self, hooks: list[Callable[[], None]]) -> None:
+        """Call them one by one; what one raises is counted and keeps none of the others from its work."""
+        for hook in hooks:
+            self.guard(getattr(hook, "__qualname__", type(hook).__name__), hook)()
+
     def _buffer(self, table_name: str) -> list[Any]:
         buffer = self._buffers.get(table_name)
         if buffer is None:
@@ -301,8 +306,7 @@ class Spool:
                 # Its block has to exist before a disk fills, and its server be named before it is killed.
                 if self._status.is_new:
                     self._status.write(self)
-                for prepare in self.prepare:
-                    prepare()
+                self._call_each(self.prepare)
                 # Tables of step 2 come first: the keys they bring are then known to the others.
                 for name in list(TABLES):
                     if self._buffers.get(name):

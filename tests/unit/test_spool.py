@@ -139,6 +139,25 @@ def test_a_guarded_hook_is_counted_and_switched_off_after_a_hundred_failures(spo
     assert losses(spool.directory) == [("hook_failed", "logs", 100), ("hook_disabled", "logs", None)]
 
 
+def test_what_fails_before_a_flush_is_counted_and_holds_up_no_table(spool):
+    calls = []
+
+    def broken():
+        calls.append(1)
+        raise ValueError("bug")
+
+    spool.prepare += [broken, lambda: spool.put(Log(len(calls), "INFO", "prepared", "text", None))]
+    spool.put(ClockSample(1, 2, None))
+    assert spool.flush()
+    assert rows(spool.directory, "clock_samples") == [{"time_ns": 1, "monotonic_ns": 2, "scheduler_delay_s": None}]
+
+    spool.prepare = []
+    spool.flush()
+    assert [row["time_ns"] for row in rows(spool.directory, "logs")] == list(range(1, len(calls) + 1))
+    assert losses(spool.directory) == [("hook_failed", None, 1)] * len(calls)
+    assert {row["detail"].rpartition(".")[2] for row in rows(spool.directory, "losses")} == {"broken: ValueError: bug"}
+
+
 def test_rows_beyond_the_limit_of_a_stuck_disk_are_dropped_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("recup.spool._BUFFERED_VALUES_LIMIT", 30)
     spool = Spool(tmp_path, "worker", "w")
