@@ -20,6 +20,7 @@ import click
 
 from recup import __version__
 from recup.errors import RecupError
+from recup.questions import QUESTIONS, Question
 
 if TYPE_CHECKING:
     from recup.store import Run
@@ -33,9 +34,11 @@ _VERBS = (
     "run",
     "ls",
     "info",
-    "map",
-    "story",
+    *(question.verb for question in QUESTIONS),
+    "io",
     "profile",
+    "story",
+    "map",
     "sql",
     "check",
     "ingest",
@@ -317,6 +320,48 @@ def info_verb(run: str, as_json: bool) -> None:
         print_json(document)
     else:
         info_page(Page(), document)
+
+
+def _question_verb(question: Question) -> None:
+    """Add the verb that asks one question of `QUESTIONS`."""
+
+    def ask(run: str, tables: tuple[str, ...], limit: int, *, as_json: bool) -> None:
+        from recup.analyse.answers import answer
+        from recup.answer_page import answer_page
+        from recup.terminal import Page, print_json
+
+        with _opened(run) as opened:
+            document = {
+                "run_id": opened.run_id,
+                "question": question.verb,
+                "asks": question.asks,
+                **answer(opened, question).document(),
+            }
+        names = [table["name"] for table in document["tables"]]
+        if unknown := set(tables) - set(names):
+            raise click.UsageError(f"No table {', '.join(sorted(unknown))}; this answer has {', '.join(names)}.")
+        print_json(document) if as_json else answer_page(Page(), document, tables, limit)
+
+    ask.__doc__ = "\n\n".join(
+        (
+            question.asks,
+            question.covers,
+            f"\b\nExample:\n  recup {question.verb}\n  recup {question.verb} 20261124T0233 --json",
+        )
+    )
+    command = main.command(question.verb)(_json_option(ask))
+    command.params = [
+        click.Argument(["run"], default="last"),
+        click.Option(["--table", "tables"], multiple=True, metavar="NAME", help="Print this table only."),
+        click.Option(
+            ["--limit"], type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print of each table."
+        ),
+        *command.params,
+    ]
+
+
+for _question in QUESTIONS:
+    _question_verb(_question)
 
 
 @main.command("map")

@@ -203,6 +203,7 @@ class Spool:
         self.counters: dict[str, float] = {}
         self.describing: threading.Thread | None = None
         self.prepare: list[Callable[[], None]] = []  # by the writer thread, before each flush
+        self.limits: list[Callable[[], None]] = []  # by `limit`: cut what waits elsewhere for the writer thread
         self._lost: dict[tuple[str, str], list[Any]] = {}
         self._failures: dict[str, int] = {}
         _WRITER.add(self)
@@ -278,6 +279,7 @@ class Spool:
 
         Called once a second from the event loop: the writer thread may be the one stuck.
         """
+        self._call_each(self.limits)
         for name, buffer in list(self._buffers.items()):
             if len(buffer) > _BUFFERED_VALUES_LIMIT and self._swap.acquire(timeout=0.05):
                 try:

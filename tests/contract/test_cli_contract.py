@@ -41,7 +41,7 @@ def test_the_verbs_are_those_documented():
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_summary_a_paragraph_and_an_example(verb):
     summary, *paragraphs = (main.commands[verb].help or "").strip().split("\n\n")
-    assert summary.endswith(".")
+    assert summary.endswith((".", "?"))
     assert len(summary.splitlines()) == 1
     assert len(paragraphs) >= 2
     example = paragraphs[-1]

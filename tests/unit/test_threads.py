@@ -1,6 +1,7 @@
 """The node that counts stands for the one it replaces, and its counters are plain differences."""
 
 import asyncio
+import contextlib
 import os
 import pickle
 import threading
@@ -12,6 +13,7 @@ from dask._task_spec import Task
 
 from recup.capture import threads
 from recup.capture.threads import CountedNode, counting
+from recup.schema import ClockSample
 from recup.spool import Spool
 
 IO = b"rchar: %d\nwchar: %d\nsyscr: %d\nsyscw: %d\nread_bytes: %d\nwrite_bytes: %d\ncancelled_write_bytes: 0\n"
@@ -159,3 +161,79 @@ def test_files_of_a_thread_are_closed_with_it(spool):
     thread.start()
     thread.join()
     assert own_files() == before
+
+
+@contextlib.contextmanager
+def hanging_disk(spool, monkeypatch):
+    """The writer thread is held in a write until the end of the block."""
+    hangs, recovers, write = threading.Event(), threading.Event(), os.write
+
+    def hang(descriptor, data):
+        hangs.set()
+        assert recovers.wait(60)
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", hang)
+        spool.put(ClockSample(1, 2, None))
+        spool.flush(0)
+        try:
+            assert hangs.wait(60)
+            yield
+        finally:
+            recovers.set()
+
+
+def run_again(task, run_ids):
+    node = task.run_spec
+    for node.run_id in run_ids:
+        node({})
+
+
+def lost(spool):
+    return [(row["kind"], row["table"], row["row_count"], row["detail"]) for row in rows(spool, "losses")]
+
+
+def test_the_event_loop_drops_and_counts_the_oldest_attempts_while_the_disk_hangs(spool, monkeypatch):
+    task = counted(spool, abs, -1)
+    with hanging_disk(spool, monkeypatch):
+        run_again(task, range(10))
+        with monkeypatch.context() as patch:  # the writer thread, when it goes on, has no reason to drop any
+            patch.setattr(threads, "_WAITING_LIMIT", 3)
+            spool.limit()
+        run_again(task, [10])
+    assert outcomes(spool) == [(run_id, "task", "returned") for run_id in (7, 8, 9, 10)]
+    assert lost(spool) == [("dropped", "thread_counters", 7, "more tasks ended than could be written")]
+
+
+def test_an_attempt_is_written_or_counted_as_dropped_when_the_writer_and_the_event_loop_meet(spool, monkeypatch):
+    task = counted(spool, abs, -1)
+    counters = task.run_spec.counters
+    put = counters.put
+
+    def put_and_meet(row):
+        put(row)
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "_WAITING_LIMIT", 1)
+            spool.limit()
+
+    with hanging_disk(spool, monkeypatch):
+        run_again(task, range(6))
+        counters.put = put_and_meet
+    assert outcomes(spool) == [(0, "task", "returned"), (5, "task", "returned")]
+    assert lost(spool) == [("dropped", "thread_counters", 4, "more tasks ended than could be written")]
+
+
+def test_a_bug_in_making_a_row_costs_that_row_and_holds_up_no_other_table(spool, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("bug")
+
+    with hanging_disk(spool, monkeypatch):
+        run_again(counted(spool, abs, -1), [1])
+        monkeypatch.setattr(threads, "_moved", broken)
+        spool.put(ClockSample(3, 4, None))
+    assert [row["time_ns"] for row in rows(spool, "clock_samples")] == [1, 3]
+    monkeypatch.undo()
+    run_again(counted(spool, abs, -1), [2])
+    assert outcomes(spool) == [(2, "task", "returned")]
+    assert lost(spool) == [("hook_failed", "thread_counters", 1, "rows of thread_counters: RuntimeError: bug")]

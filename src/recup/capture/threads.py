@@ -15,12 +15,14 @@ Dask leaves the frames of this module out of tracebacks, as it does its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from os import pread
 from resource import RUSAGE_THREAD, getrusage
@@ -74,17 +76,20 @@ class ThreadCounters:
     """The counters of one worker's tasks, on their way to its spool.
 
     Task threads leave what they read of /proc as it is, a tuple per attempt given to
-    `leave`; the writer thread makes rows of it.
+    `leave`; the writer thread makes rows of it.  It and the event loop, which drops the
+    oldest when the writer thread is stuck, take one at a time: `popleft` is atomic.
     """
 
     def __init__(self, spool: Spool):
         self._spool = spool
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: deque[tuple[Any, ...]] = deque()
         self.leave = self._waiting.append
         self.put = spool.extender("thread_counters")
         self.failed = functools.partial(spool.failed, "thread_counters", table_name="thread_counters")
         self.local = threading.local()
-        spool.prepare.append(self._make_rows)
+        guarded = functools.partial(spool.guard, table_name="thread_counters")
+        spool.prepare.append(guarded("rows of thread_counters", self._make_rows))
+        spool.limits.append(guarded("limit of thread_counters", self._limit))
         # The child must not read counters of its parent; a method of this object would keep it for ever.
         forget = weakref.WeakMethod(self._forget_parent)
         os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
@@ -100,15 +105,22 @@ class ThreadCounters:
         """In a forked child: the open files tell of the parent's thread."""
         self.local = threading.local()
 
-    def _make_rows(self) -> None:
-        taken = self._waiting[:]
-        del self._waiting[: len(taken)]
-        if len(taken) > _WAITING_LIMIT:
-            surplus = len(taken) - _WAITING_LIMIT
+    def _taken(self, count: int) -> Iterator[tuple[Any, ...]]:
+        """Take the oldest attempts that wait; fewer when another thread has taken them."""
+        with contextlib.suppress(IndexError):
+            for _ in range(count):
+                yield self._waiting.popleft()
+
+    def _limit(self) -> None:
+        surplus = sum(1 for _ in self._taken(len(self._waiting) - _WAITING_LIMIT))
+        if surplus:
             self._spool.lose("dropped", "thread_counters", "more tasks ended than could be written", surplus)
-            taken = taken[surplus:]
+
+    def _make_rows(self) -> None:
+        self._limit()
         put = self.put
-        for *who, schedstat0, schedstat, io0, io, user_s, system_s, waits, evictions, minor, major in taken:
+        for attempt in self._taken(len(self._waiting)):
+            *who, schedstat0, schedstat, io0, io, user_s, system_s, waits, evictions, minor, major = attempt
             # The kernel tells microseconds; as a difference of floats they are off by less than one.
             user, system = int(user_s * 1e6 + 0.5) * 1000, int(system_s * 1e6 + 0.5) * 1000
             put(

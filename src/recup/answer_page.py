@@ -1,0 +1,85 @@
+"""What a question prints: the answer in a sentence, what was found and how sure it is, and tables.
+
+Takes the document that `--json` prints; what it says is `recup.analyse`'s.  Columns are
+formatted by the unit in their name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recup.terminal import Page, bytes_text, count_text, inert, plain_value, plural, seconds_text
+
+Row = Mapping[str, Any]
+
+_TEXT_LIMIT = 60
+
+
+def answer_page(page: Page, document: Mapping[str, Any], tables: Sequence[str], limit: int) -> None:
+    """Print headline, conclusions with their certainty and advice, and the tables named (all where none is)."""
+    page.title(document["asks"], f"run {document['run_id']}")
+    page.blank()
+    page.line(document["headline"], "bold")
+    page.line(document["basis"], "dim")
+    if not tables:
+        conclusions_lines(page, document["conclusions"], limit)
+    for table in document["tables"]:
+        if not tables or table["name"] in tables:
+            _table(page, table, limit)
+
+
+def conclusions_lines(page: Page, conclusions: Sequence[Row], limit: int) -> None:
+    """Print conclusions, each with how sure it is, its cost and what to do."""
+    if not conclusions:
+        return
+    page.heading("Found")
+    for each in conclusions[:limit]:
+        cost = "" if each["thread_s"] is None else f" [{seconds_text(each['thread_s'])} of threads]"
+        advice = f" -> {each['advice']}" if each["advice"] else ""
+        page.statements([(each["certainty"], f"{each['statement']}{cost}{advice}")])
+    if len(conclusions) > limit:
+        page.line(f"and {plural(len(conclusions) - limit, 'conclusion')} more; --limit shows them, --json all", "dim")
+
+
+def _table(page: Page, table: Mapping[str, Any], limit: int) -> None:
+    rows = table["rows"]
+    page.heading(table["title"])
+    if not rows:
+        page.line("none", "dim")
+        return
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    numbers = {name for name in names if any(isinstance(row[name], (int, float)) for row in rows)}
+    headings = [f">{heading_text(name)}" if name in numbers else heading_text(name) for name in names]
+    page.table(headings, [[cell_text(name, row[name]) for name in names] for row in rows[:limit]])
+    if len(rows) > limit:
+        page.line(f"and {plural(len(rows) - limit, 'row')} more; --limit shows them, --json all", "dim")
+
+
+def heading_text(name: str) -> str:
+    """Return the heading of a column: its name in words, without the unit its cells show."""
+    for ending in ("_at_s", "_s", "_bytes", "_count", "_share"):
+        if name.endswith(ending) and name != ending[1:]:
+            name = name.removesuffix(ending) + (" at" if ending == "_at_s" else "")
+            break
+    return name.replace("_", " ")
+
+
+def cell_text(name: str, value: object) -> str:
+    """Return a value as people read it, by the unit in its column's name."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        if name.endswith("bytes_per_s"):
+            return f"{bytes_text(value)}/s"
+        if name.endswith("_bytes") or name == "nbytes":
+            return bytes_text(value)
+        if name.endswith("_s"):
+            return seconds_text(value)
+        if name.endswith("_share"):
+            return f"{value:.1%}"
+        if name.endswith("_count"):
+            return count_text(value)
+    return inert(plain_value(value), _TEXT_LIMIT)

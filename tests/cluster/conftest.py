@@ -1,0 +1,3 @@
+from tests.cluster.troubled import troubled
+
+__all__ = ["troubled"]

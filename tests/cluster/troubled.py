@@ -1,0 +1,46 @@
+"""Runs made to have one trouble each, recorded once per test session and shared by tests.
+
+`PROGRAMS` holds the body of each program (see `recorded.HEADER` for what it may use); the
+fixture `troubled` records one and gives its run directory.  Programs are short: a second or
+two of work on one host.
+"""
+
+import pytest
+
+from tests.cluster.recorded import record
+
+PROGRAMS = {
+    "calm": """
+        with local() as cluster, Client(cluster) as client:
+            first = client.map(slow, range(40), t=0.02)
+            print(client.submit(add, *client.map(inc, first)).result())
+    """,
+    "worker_killed": """
+        def die_once(x, path):
+            if not os.path.exists(path):
+                open(path, "w").close()
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return x
+        with local() as cluster, Client(cluster) as client:
+            kept = client.map(slow, range(8), t=0.05)
+            wait(kept)
+            print(client.submit(die_once, 7, os.path.join(os.getcwd(), "died")).result())
+            print(client.submit(add, *kept).result())
+    """,
+}
+"""Program bodies by the name of the trouble."""
+
+
+@pytest.fixture(scope="session")
+def troubled(tmp_path_factory):
+    """A function that gives the run directory of a trouble, recorded when first asked for."""
+    runs = {}
+
+    def recorded(name):
+        if name not in runs:
+            place = tmp_path_factory.mktemp(name)
+            runs[name] = record(place, PROGRAMS[name].replace("os.getcwd()", repr(str(place))))[0]
+        return runs[name]
+
+    return recorded
