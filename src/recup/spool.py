@@ -143,7 +143,8 @@ class _StatusFile:
     def write(self, spool: Spool) -> None:
         """Bring the file up to date; at most once a second when nothing changed."""
         closed = spool.closed_at_s is not None
-        lost = {f"{kind}:{table}": entry[0] if entry[2] else -1 for (kind, table), entry in spool._lost.items()}
+        with spool._losing:
+            lost = {f"{kind}:{table}": entry[0] if entry[2] else -1 for (kind, table), entry in spool._lost.items()}
         state = (closed, spool.row_counts, lost, dict(spool.counters))
         now = time.time_ns()
         if self._last and self._last[1] == state and now - self._last[0] < 1_000_000_000:
@@ -205,6 +206,8 @@ class Spool:
         self.prepare: list[Callable[[], None]] = []  # by the writer thread, before each flush
         self.limits: list[Callable[[], None]] = []  # by `limit`: cut what waits elsewhere for the writer thread
         self._lost: dict[tuple[str, str], list[Any]] = {}
+        # Held for a few steps only; a signal's handler may lose something while its thread holds it.
+        self._losing = threading.RLock()
         self._failures: dict[str, int] = {}
         _WRITER.add(self)
 
@@ -227,7 +230,7 @@ class Spool:
 
     def lose(self, kind: str, table_name: str | None, detail: str, row_count: int = -1) -> None:
         """Count something that is not recorded; repeated details are added up until written."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), self._losing:
             entry = self._lost.setdefault((kind, table_name or ""), [0, detail, False])
             entry[0] += max(row_count, 0)
             entry[1] = detail
@@ -320,23 +323,21 @@ class Spool:
 
     def _write_losses(self) -> None:
         """Write what was lost; on failure it stays counted for the next time."""
-        entries = list(self._lost.items())
-        if not entries:
+        with self._losing:
+            lost, self._lost = self._lost, {}
+        if not lost:
             return
         now, table = time.time_ns(), TABLES["losses"]
-        rows = [Loss(now, k, t or None, e[0] if e[2] else -1, e[1]) for (k, t), e in entries]
+        rows = [Loss(now, k, t or None, e[0] if e[2] else -1, e[1]) for (k, t), e in lost.items()]
         try:
             file = self._file(table)
             file.write(file.stream.batch(list(zip(*rows, strict=True))), len(rows))
-        except OSError:
+        except BaseException as reason:
+            for (kind, name), (count, detail, is_counted) in lost.items():
+                self.lose(kind, name or None, detail, count if is_counted else -1)
+            if not isinstance(reason, OSError):
+                raise
             self._files["losses"].stream.forget()
-            return
-        for name, (count, *_) in entries:
-            entry = self._lost.get(name)
-            if entry and entry[0] == count:
-                del self._lost[name]
-            elif entry:
-                entry[0] -= count
 
     def _flush_table(self, table: Table) -> None:
         buffer, width = self._buffers[table.name], len(table.columns)
@@ -433,7 +434,7 @@ class Spool:
     def _abandon(self) -> None:
         """In a forked child: take and write nothing, the parent still has the rows."""
         self.role = "forked"
-        self._swap = threading.Lock()
+        self._swap, self._losing = threading.Lock(), threading.RLock()
         for buffer in self._buffers.values():
             buffer.clear()
         self._release()

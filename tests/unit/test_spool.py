@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from recup.arrow_stream import ArrowStream
 from recup.schema import ClockSample, Log, Loss, Steal
 from recup.spool import Spool
 
@@ -114,6 +115,22 @@ def test_a_batch_that_cannot_be_encoded_costs_only_its_own_rows(spool):
     spool.flush()
     assert [row["transfer"] for row in rows(spool.directory, "transfer_keys")] == [1]
     assert losses(spool.directory) == [("dropped", "transfer_keys", 1)]
+
+
+def test_what_is_lost_while_losses_are_written_is_counted_too(spool, monkeypatch):
+    spool.lose("dropped", "logs", "full", 2)
+    batch = ArrowStream.batch
+
+    def batch_while_more_is_lost(*args):
+        if spool.closed_at_s is None:
+            spool.lose("dropped", "logs", "full", 5)
+            monkeypatch.undo()
+        return batch(*args)
+
+    monkeypatch.setattr(ArrowStream, "batch", batch_while_more_is_lost)
+    assert spool.flush()
+    assert spool.flush()
+    assert losses(spool.directory) == [("dropped", "logs", 2), ("dropped", "logs", 5)]
 
 
 def test_losses_of_one_kind_are_added_up(spool):

@@ -38,7 +38,7 @@ try:
 except ImportError:  # pragma: no cover - older than any supported Dask
     GraphNode = None
 
-_WAITING_LIMIT = 500_000
+_WAITING_LIMIT = 100_000
 """Attempts kept raw when the disk does not take them; more are dropped and counted."""
 _UNKNOWN = (-1,) * 14
 
