@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recup.markdown import MarkdownPage
 from recup.terminal import Page, bytes_text, count_text, inert, plain_value, plural, seconds_text
 
 Row = Mapping[str, Any]
@@ -43,17 +44,25 @@ def conclusions_lines(page: Page, conclusions: Sequence[Row], limit: int) -> Non
 
 
 def _table(page: Page, table: Mapping[str, Any], limit: int) -> None:
-    rows = table["rows"]
     page.heading(table["title"])
+    table_lines(page, table["rows"], limit)
+
+
+def table_lines(page: Page | MarkdownPage, rows: Sequence[Row], limit: int) -> None:
+    """Print rows as a table, without columns that are null in all of them."""
     if not rows:
         page.line("none", "dim")
         return
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    numbers = {name for name in names if any(isinstance(row[name], (int, float)) for row in rows)}
+    numbers = {name for name in names if any(_is_number(row[name]) for row in rows)}
     headings = [f">{heading_text(name)}" if name in numbers else heading_text(name) for name in names]
     page.table(headings, [[cell_text(name, row[name]) for name in names] for row in rows[:limit]])
     if len(rows) > limit:
         page.line(f"and {plural(len(rows) - limit, 'row')} more; --limit shows them, --json all", "dim")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def heading_text(name: str) -> str:

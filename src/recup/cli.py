@@ -34,6 +34,8 @@ _VERBS = (
     "run",
     "ls",
     "info",
+    "summary",
+    "top",
     *(question.verb for question in QUESTIONS),
     "io",
     "profile",
@@ -320,6 +322,77 @@ def info_verb(run: str, as_json: bool) -> None:
         print_json(document)
     else:
         info_page(Page(), document)
+
+
+def _format_option(function: Function) -> Function:
+    forms = click.Choice(("text", "md", "json"))
+    text = "Text for a terminal, Markdown, or one JSON document."
+    return click.option("--format", "form", type=forms, default="text", show_default=True, help=text)(function)
+
+
+def _print_as(form: str, document: Any, page_function: Callable[..., None], *more: Any) -> None:
+    from recup.markdown import MarkdownPage
+    from recup.terminal import Page, print_json
+
+    if form == "json":
+        print_json(document)
+    else:
+        page_function(MarkdownPage() if form == "md" else Page(), document, *more)
+
+
+@main.command("summary")
+@_run_argument
+@_format_option
+@_json_option
+def summary_verb(run: str, form: str, as_json: bool) -> None:
+    """Sum a run up: what ran, what is missing, where its time went, what was found.
+
+    What was found is told in words, what cost most first, each with how sure it is, what to
+    do, and the verb that tells more.  Markdown suits a pull request.
+
+    \b
+    Example:
+      recup summary
+      recup summary last --format md >> $GITHUB_STEP_SUMMARY
+    """
+    from recup.analyse.summary import summary
+    from recup.summary_page import summary_page
+
+    with _opened(run) as opened:
+        document = summary(opened)
+    _print_as("json" if as_json else form, document, summary_page)
+
+
+@main.command("top")
+@_run_argument
+@click.option(
+    "--by",
+    type=click.Choice(("prefix", "group", "function", "worker", "host", "thread", "task")),
+    default="prefix",
+    show_default=True,
+    help="What a row is of.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print at most.")
+@_format_option
+@_json_option
+def top_verb(run: str, *, by: str, limit: int, form: str, as_json: bool) -> None:
+    """Show what took the most: attempts, seconds, and how they spread.
+
+    Seconds are those of computations; `cpu` is the part of them on a CPU.  With --by task,
+    single attempts, the longest first.
+
+    \b
+    Example:
+      recup top
+      recup top last --by worker --format md
+    """
+    from recup.analyse.durations import durations_by
+    from recup.summary_page import top_page
+
+    with _opened(run) as opened:
+        rows = durations_by(opened, by).to_pylist()
+        document = {"run_id": opened.run_id, "by": by, "rows": rows}
+    _print_as("json" if as_json else form, document, top_page, limit)
 
 
 def _question_verb(question: Question) -> None:

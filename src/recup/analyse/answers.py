@@ -58,6 +58,10 @@ class Conclusion:
         if self.certainty not in CERTAINTIES:
             raise ValueError(f"{self.certainty!r} is none of {CERTAINTIES}")
 
+    def document(self) -> Document:
+        """Return it as plain values."""
+        return dataclasses.asdict(self)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnswerTable:
@@ -105,7 +109,7 @@ class Answer:
         return {
             "headline": self.headline,
             "basis": self.basis,
-            "conclusions": [dataclasses.asdict(each) for each in self.conclusions],
+            "conclusions": [each.document() for each in self.conclusions],
             "tables": [{"name": each.name, "title": each.title, "rows": each.rows.to_pylist()} for each in self.tables],
         }
 

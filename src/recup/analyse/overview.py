@@ -213,7 +213,7 @@ def overview(run: Run) -> Document:
     prefixes = rows_of(run, PREFIXES_SQL)
     traffic = rows_of(run, TRAFFIC_SQL)[0]
     return {
-        "run": _run_facts(run),
+        "run": run_facts(run),
         "completeness": {
             "verdict": verdict(findings),
             "findings": finding_rows(findings),
@@ -244,7 +244,8 @@ def finding_rows(findings: Sequence[Any]) -> list[Document]:
 _COUNTS = ("task_count", "done_count", "failed_count", "blocked_count", "without_result_count", "attempt_count")
 
 
-def _run_facts(run: Run) -> Document:
+def run_facts(run: Run) -> Document:
+    """Return what stands of a run outside its tables: name, place, state, command, how it ended."""
     manifest = run.manifest
     servers = servers_of(run.path)
     state = run_state(manifest, servers)
