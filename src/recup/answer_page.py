@@ -15,6 +15,7 @@ from recup.terminal import Page, bytes_text, count_text, inert, plain_value, plu
 Row = Mapping[str, Any]
 
 _TEXT_LIMIT = 60
+_TEXT_LEAST = 26
 
 
 def answer_page(page: Page, document: Mapping[str, Any], tables: Sequence[str], limit: int) -> None:
@@ -49,16 +50,38 @@ def _table(page: Page, table: Mapping[str, Any], limit: int) -> None:
 
 
 def table_lines(page: Page | MarkdownPage, rows: Sequence[Row], limit: int) -> None:
-    """Print rows as a table, without columns that are null in all of them."""
+    """Print rows as a table, without columns that are null in all of them.
+
+    On a terminal too narrow for all columns the last ones are left out, and named below.
+    """
     if not rows:
         page.line("none", "dim")
         return
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     numbers = {name for name in names if any(_is_number(row[name]) for row in rows)}
+    cells = {name: [cell_text(name, row[name]) for row in rows[:limit]] for name in names}
+    if isinstance(page, Page):
+        names, left_out = _fitting(cells, numbers, page.console.width)
+    else:
+        left_out = []
     headings = [f">{heading_text(name)}" if name in numbers else heading_text(name) for name in names]
-    page.table(headings, [[cell_text(name, row[name]) for name in names] for row in rows[:limit]])
+    page.table(headings, list(zip(*(cells[name] for name in names), strict=True)))
+    if left_out:
+        page.line(f"no room for {', '.join(map(heading_text, left_out))}; --json has all", "dim")
     if len(rows) > limit:
         page.line(f"and {plural(len(rows) - limit, 'row')} more; --limit shows them, --json all", "dim")
+
+
+def _fitting(cells: Mapping[str, Sequence[str]], numbers: set[str], width: int) -> tuple[list[str], list[str]]:
+    """Return the columns that have room, and the others: numbers need theirs in full, text some of it."""
+    room, shown = float(width), []
+    for number, (name, values) in enumerate(cells.items()):
+        longest = max(len(heading_text(name)), *map(len, values))
+        room -= (longest if name in numbers else min(longest, _TEXT_LEAST)) + 3
+        if room < 0 and number:
+            break
+        shown.append(name)
+    return shown, [name for name in cells if name not in shown]
 
 
 def _is_number(value: object) -> bool:
@@ -67,10 +90,13 @@ def _is_number(value: object) -> bool:
 
 def heading_text(name: str) -> str:
     """Return the heading of a column: its name in words, without the unit its cells show."""
-    for ending in ("_at_s", "_s", "_bytes", "_count", "_share"):
-        if name.endswith(ending) and name != ending[1:]:
-            name = name.removesuffix(ending) + (" at" if ending == "_at_s" else "")
-            break
+    if name.endswith("_at_s"):
+        name = f"{name.removesuffix('_at_s')}_at"
+    elif name.endswith("_count"):
+        name = name.removesuffix("_count")
+        name += "" if name.endswith("s") or "_without_" in f"_{name}_" else "s"
+    else:
+        name = name.removesuffix("_s").removesuffix("_bytes")
     return name.replace("_", " ")
 
 

@@ -45,16 +45,16 @@ with hosts as (
 select
     {names},
     count(*) as attempt_count,
-    count(*) filter (outcome <> 'memory') as without_result_count,
     sum(compute_s) as compute_s,
     sum(compute_s) / nullif(sum(sum(compute_s)) over (), 0) as compute_share,
+    median(compute_s) as median_s,
+    max(compute_s) as max_s,
     sum(cpu_s) / nullif(sum(compute_s) filter (cpu_s is not null), 0) as cpu_share,
+    sum(nbytes)::bigint as result_bytes,
     min(compute_s) as min_s,
     quantile_cont(compute_s, 0.25) as q25_s,
-    median(compute_s) as median_s,
     quantile_cont(compute_s, 0.75) as q75_s,
-    max(compute_s) as max_s,
-    sum(nbytes)::bigint as result_bytes
+    count(*) filter (outcome <> 'memory') as without_result_count
 from attempts
 group by {names}
 order by compute_s desc nulls last, attempt_count desc, {names}
@@ -71,8 +71,8 @@ with used as (
     where run_id is not null
     group by all
 )
-select key, run_id, prefix, worker, outcome, started_s - (select started_s from run_summary) as started_at_s, compute_s,
-    cpu_s / nullif(compute_s, 0) as cpu_share, nbytes as result_bytes
+select key, compute_s, cpu_s / nullif(compute_s, 0) as cpu_share, worker,
+    started_s - (select started_s from run_summary) as started_at_s, nbytes as result_bytes, outcome, run_id, prefix
 from task_runs
 left join used using (scheduler_id, key_id, run_id)
 where compute_s is not null
@@ -89,9 +89,9 @@ def durations_by(run: Run, by: str = "prefix", limit: int = 1000) -> pa.Table:
     where threads were counted.
 
     From: task_runs, task_counters, hosts
-    Columns: those of `GROUPS`, attempt_count, without_result_count, compute_s, compute_share, cpu_share, min_s,
-    q25_s, median_s, q75_s, max_s, result_bytes; of tasks key, run_id, prefix, worker, outcome, started_at_s,
-    compute_s, cpu_share, result_bytes
+    Columns: those of `GROUPS`, attempt_count, compute_s, compute_share, median_s, max_s, cpu_share, result_bytes,
+    min_s, q25_s, q75_s, without_result_count; of tasks key, compute_s, cpu_share, worker, started_at_s,
+    result_bytes, outcome, run_id, prefix
 
     Raises
     ------
