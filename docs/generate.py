@@ -15,6 +15,7 @@ import click
 from recup.analyse.coverage import CELLS, STATES, STEPS
 from recup.cli import main
 from recup.dictionary import describe
+from recup.questions import QUESTIONS
 
 HELP_WIDTH = 88
 
@@ -31,6 +32,12 @@ def commands_page() -> str:
         inner.terminal_width = HELP_WIDTH
         parts.append(f"## recup {name}\n\n```text\n{command.get_help(inner)}\n```\n")
     return "\n".join(parts)
+
+
+def questions_page() -> str:
+    """Return one row per question to a run."""
+    rows = [(each.asks, f"`recup {each.verb}`", each.covers) for each in QUESTIONS]
+    return _table(("question", "command", "what the answer holds"), rows) + "\n"
 
 
 def dictionary_page() -> str:
@@ -74,7 +81,7 @@ def map_page() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"commands": commands_page, "dictionary": dictionary_page, "map": map_page}
+PAGES = {"commands": commands_page, "questions": questions_page, "dictionary": dictionary_page, "map": map_page}
 
 
 def write_pages(directory: Path) -> None:

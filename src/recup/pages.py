@@ -75,7 +75,9 @@ def info_page(page: Page, document: Mapping[str, Any]) -> None:
     _errors(page, document["errors"])
     _logs(page, document["logs"])
     page.blank()
-    page.line(f"recup map {run['run_id']} | recup check {run['run_id']} | recup sql {run['run_id']}", "dim")
+    page.line(
+        f"next: recup summary {run['run_id']}, recup report {run['run_id']}; recup --help has every question", "dim"
+    )
 
 
 def _completeness_lines(page: Page, completeness: Mapping[str, Any]) -> None:
