@@ -45,6 +45,10 @@ __all__ = ["MissingExtra", "Run", "RunStillWritten", "SealReport", "View", "View
 VIEW_MODULES = ("recup.fuse",)
 """Modules whose `VIEWS` every run offers."""
 
+_MEMORY_BYTES = 3 << 30
+"""What DuckDB may hold, so that a process that asks stays below 4 GB; the rest goes to the spill directory."""
+_THREADS = 8
+"""More threads of DuckDB hold more at a time and gain little on tables of this size."""
 _PARQUET_ERRORS = (duckdb.Error, pa.ArrowException, OSError)
 _WORD = re.compile(r"\w+")
 _LISTING_WORDS = {"show", "duckdb_tables", "duckdb_views", "duckdb_columns", "information_schema"}
@@ -152,6 +156,8 @@ class Run:
         connection = duckdb.connect(":memory:")
         connection.execute("create schema raw")
         connection.execute(f"set temp_directory = {_quoted(str(self._directory / 'spill'))}")
+        connection.execute(f"set memory_limit = '{_memory_bytes()}B'")
+        connection.execute(f"set threads = {min(_THREADS, len(os.sched_getaffinity(0)))}")
         connection.execute("set python_enable_replacements = false")
         connection.execute("set autoinstall_known_extensions = false")
         connection.execute("set autoload_known_extensions = false")
@@ -352,6 +358,11 @@ class Run:
 
     def _row_count(self, name: str) -> int:
         return int(self.sql(f"select count(*) from raw.{name}").fetchall()[0][0])
+
+
+def _memory_bytes() -> int:
+    """Return what DuckDB may hold: less on a machine that has little."""
+    return min(_MEMORY_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 _KEY_TYPES = {"key_id": "bigint", "key": "varchar", "key_type": "varchar"}
