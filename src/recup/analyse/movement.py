@@ -1,0 +1,454 @@
+"""What moved between workers: bytes from worker to worker, results that moved more than once, waits for them.
+
+Covers movements of results between workers, the time tasks and threads waited for them,
+and (from `recup.analyse.stealing`) what work stealing moved.  A movement is counted once
+though both ends tell of it; what went to clients is a row of its own.  It does not cover
+data moved by the shuffle service, which makes no transfer rows, nor which wait set the
+wall time (`critical_path`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
+from recup.analyse.rows import Document, rows_of
+from recup.analyse.stealing import COUNTS_SQL, stealing_conclusions, steals_by_prefix, stolen_again
+from recup.terminal import bytes_text, plural, seconds_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from recup.store import Run
+
+LARGE_BYTES = 1 << 20
+"""Movements below this tell latency, not bandwidth: Dask's own estimate leaves out what is below 1 MB."""
+COST_S = 1.0
+"""Waits below a thread-second in all are not worth a sentence."""
+COST_SHARE = 0.05
+"""Nor are those below a twentieth of the threads' time while tasks ran."""
+AGAIN_SHARE = 0.25
+"""Part of the bytes moved that had moved before, from which on it is said."""
+SLOW_LINK_RATIO = 3.0
+"""A link is slow when links of its kind (within a host, or between hosts) are this many times faster."""
+LINK_COUNT = 4
+"""Links of a kind, and large movements on a link, that a comparison needs."""
+LARGEST = 100
+"""Rows of results shown."""
+
+MATRIX_SQL = f"""
+with moves as (
+    select
+        t.*,
+        coalesce(source_host.host_id, source_life.host) as source_host,
+        coalesce(destination_host.host_id, destination_life.host) as destination_host,
+        greatest(t.stop_s - greatest(t.start_s, coalesce(max(t.stop_s) over so_far, t.start_s)), 0.0) as alone_s
+    from transfers_distinct t
+    left join servers source_host on source_host.server_id = t.source_worker_id
+    left join servers destination_host on destination_host.server_id = t.destination_worker_id
+    left join (select worker_id, any_value(host) as host from worker_lives group by worker_id) source_life
+        on source_life.worker_id = t.source_worker_id
+    left join (select worker_id, any_value(host) as host from worker_lives group by worker_id) destination_life
+        on destination_life.worker_id = t.destination_worker_id
+    window so_far as (
+        partition by t.source_worker, t.source_worker_id, t.destination_worker_id order by t.start_s, t.stop_s
+        rows between unbounded preceding and 1 preceding
+    )
+)
+select
+    source_worker,
+    case when destination_worker_id is null then 'no worker: a client or the scheduler' else destination_worker end
+        as destination_worker,
+    case when destination_worker_id is not null then any_value(source_host) = any_value(destination_host) end
+        as is_same_host,
+    count(*) as transfer_count,
+    sum(key_count)::bigint as result_count,
+    sum(nbytes)::bigint as moved_bytes,
+    sum(alone_s) as busy_s,
+    sum(duration_s) as summed_s,
+    count(bandwidth_bytes_per_s) filter (nbytes >= {LARGE_BYTES}) as measured_transfer_count,
+    quantile_cont(bandwidth_bytes_per_s, 0.1) filter (nbytes >= {LARGE_BYTES}) as q10_bytes_per_s,
+    median(bandwidth_bytes_per_s) filter (nbytes >= {LARGE_BYTES}) as median_bytes_per_s,
+    quantile_cont(bandwidth_bytes_per_s, 0.9) filter (nbytes >= {LARGE_BYTES}) as q90_bytes_per_s,
+    sum(nbytes) filter (nbytes >= {LARGE_BYTES} and bandwidth_bytes_per_s is not null)::bigint as measured_bytes,
+    sum(duration_s) filter (nbytes >= {LARGE_BYTES} and bandwidth_bytes_per_s is not null) as measured_s
+from moves
+group by source_worker, source_worker_id, destination_worker_id,
+    case when destination_worker_id is null then 'no worker: a client or the scheduler' else destination_worker end
+order by moved_bytes desc, source_worker, destination_worker
+"""
+
+_MOVED = """
+with prefixes as (
+    select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
+), moves as (
+    select t.scheduler_id, k.key_id, k.nbytes, t.destination_worker_id
+    from transfers_distinct t
+    join raw.transfer_keys k
+        on k.server_id = case when t.incoming_transfer is null then t.source_worker_id else t.destination_worker_id end
+        and k.transfer = coalesce(t.incoming_transfer, t.outgoing_transfer)
+    where t.destination_worker_id is not null
+), moved as (
+    select
+        scheduler_id,
+        key_id,
+        count(*) as move_count,
+        count(distinct destination_worker_id) as destination_count,
+        max(nbytes) as nbytes,
+        sum(nbytes)::bigint as moved_bytes
+    from moves
+    group by scheduler_id, key_id
+)
+"""
+
+RESULTS_SQL = f"""
+{_MOVED}
+select
+    prefix,
+    count(*) as result_count,
+    sum(move_count)::bigint as move_count,
+    sum(moved_bytes)::bigint as moved_bytes,
+    count(*) filter (move_count > 1) as repeated_result_count,
+    coalesce(sum(moved_bytes - nbytes), 0)::bigint as moved_again_bytes,
+    sum(move_count - destination_count)::bigint as repeated_destination_count,
+    max(destination_count) as most_destination_count,
+    max(nbytes) as largest_bytes
+from moved
+left join prefixes using (scheduler_id, key_id)
+group by prefix
+order by moved_bytes desc nulls last, prefix
+"""
+
+AGAIN_SQL = f"""
+{_MOVED}
+, most as (
+    select * from moved where move_count > 1 order by moved_bytes - nbytes desc nulls last, key_id limit ?
+)
+select
+    keys.key,
+    prefix,
+    nbytes,
+    move_count,
+    destination_count,
+    moved_bytes,
+    moved_bytes - nbytes as moved_again_bytes
+from most
+left join prefixes using (scheduler_id, key_id)
+left join keys on keys.key_id = most.key_id
+order by moved_again_bytes desc nulls last, keys.key
+"""
+
+_WAITED = """
+with received as (
+    select server_id as worker_id, key_id, run_id, min(time_ns) as from_ns, sum(dependency_bytes) as dependency_bytes
+    from raw.receptions
+    where remote_count > 0 and run_id is not null
+    group by all
+), readied as (
+    select server_id as worker_id, key_id, run_id, min(time_ns) as to_ns
+    from raw.worker_transitions
+    where start = 'waiting' and run_id is not null
+    group by all
+), waits as (
+    -- Both moments are of one clock; an attempt without a second one (cancelled, lost) is left out.
+    select
+        r.worker_id,
+        s.scheduler_id,
+        r.key_id,
+        r.run_id,
+        r.from_ns / 1e9 + coalesce(c.offset_s, 0.0) as from_s,
+        e.to_ns / 1e9 + coalesce(c.offset_s, 0.0) as to_s
+    from received r
+    join readied e on e.worker_id = r.worker_id and e.key_id = r.key_id and e.run_id = r.run_id and e.to_ns >= r.from_ns
+    left join servers s on s.server_id = r.worker_id
+    left join clocks c on c.server_id = r.worker_id
+), placed as (
+    select w.*, t.prefix, t.compute_s, coalesce(t.is_from_steal, false) as is_from_steal
+    from waits w
+    left join (
+        select scheduler_id, key_id, run_id, prefix, compute_s, is_from_steal from task_runs
+    ) t using (scheduler_id, key_id, run_id)
+)
+"""
+
+WAITS_SQL = f"""
+{_WAITED}
+select
+    prefix,
+    count(*) as attempt_count,
+    sum(to_s - from_s) as wait_s,
+    median(to_s - from_s) as median_wait_s,
+    max(to_s - from_s) as longest_wait_s,
+    sum(compute_s) as compute_s,
+    count(*) filter (to_s - from_s > compute_s) as longer_than_compute_task_count,
+    count(*) filter (is_from_steal) as stolen_task_count
+from placed
+group by prefix
+order by wait_s desc, prefix
+"""
+
+IDLE_SQL = f"""
+{_WAITED}
+, steps as (
+    select worker_id, from_s as at_s, 0 as busy, 1 as waiting, is_from_steal::int as stolen from placed
+    union all
+    select worker_id, to_s, 0, -1, -is_from_steal::int from placed
+    union all
+    select worker_id, unnest([started_s, stopped_s]), unnest([1, -1]), 0, 0
+    from task_runs
+    where thread is not null and started_s is not null and stopped_s >= started_s
+        and worker_id in (select worker_id from placed)
+), lengths as (
+    select
+        worker_id,
+        lead(at_s) over whole - at_s as length_s,
+        sum(busy) over so_far as busy,
+        sum(waiting) over so_far as waiting,
+        sum(stolen) over so_far as stolen
+    from steps
+    window
+        whole as (partition by worker_id order by at_s, busy, waiting),
+        so_far as (partition by worker_id order by at_s, busy, waiting rows unbounded preceding)
+), threads as (
+    select worker_id, any_value(address) as worker, max(thread_count) as thread_count
+    from worker_lives
+    where worker_id is not null
+    group by worker_id
+)
+select
+    t.worker,
+    any_value(t.thread_count) as thread_count,
+    sum(length_s) filter (waiting > 0) as waiting_s,
+    sum(length_s * least(waiting, greatest(t.thread_count - busy, 0))) as idle_thread_s,
+    sum(length_s * least(stolen, greatest(t.thread_count - busy, 0))) as idle_for_stolen_thread_s
+from lengths
+left join threads t using (worker_id)
+group by worker_id, t.worker
+having sum(length_s) filter (waiting > 0) > 0
+order by idle_thread_s desc nulls last, t.worker
+"""
+
+RECORD_SQL = """
+select
+    count(*) as transfer_count,
+    coalesce(sum(nbytes), 0)::bigint as moved_bytes,
+    count(*) filter (destination_worker_id is null) as client_count,
+    count(*) filter (destination_worker_id is not null) as between_count,
+    coalesce(sum(nbytes) filter (destination_worker_id is not null), 0)::bigint as between_bytes,
+    count(*) filter (destination_worker_id is not null and not is_paired) as one_end_count,
+    (select count(*) from worker_lives) as worker_count,
+    (select count(*) from worker_lives where not is_captured) as not_captured_count,
+    (select count(*) from raw.losses where "table" in ('transfers', 'transfer_keys')) as loss_count,
+    (select sum(thread_count) from worker_lives)
+        * (select last_task_s - first_task_s from run_summary) as thread_time_s
+from transfers_distinct
+"""
+
+
+def transfer_matrix(run: Run) -> pa.Table:
+    """What went from worker to worker: one row per pair, most bytes first.
+
+    busy_s is the time in which something moved between the two; summed_s adds up movements
+    that overlap.  Bandwidths are of movements of 1 MiB and more that took 1 ms and more;
+    those that overlap share the link, so each is a lower bound of what the link could do.
+    is_same_host is null where a host is not known.
+
+    From: transfers_distinct, servers, worker_lives
+    Columns: source_worker, destination_worker, is_same_host, transfer_count, result_count, moved_bytes, busy_s,
+    summed_s, measured_transfer_count, q10_bytes_per_s, median_bytes_per_s, q90_bytes_per_s, measured_bytes, measured_s
+    """
+    return run.sql(MATRIX_SQL).to_arrow_table()
+
+
+def results_moved(run: Run) -> pa.Table:
+    """Results that moved between workers: one row per prefix, most bytes first.
+
+    A result that moved n times was moved again n - 1 times; that several workers need it
+    is the usual reason.  repeated_destination_count are moves to a worker that had had it.
+
+    From: transfers_distinct, transfer_keys, tasks
+    Columns: prefix, result_count, move_count, moved_bytes, repeated_result_count, moved_again_bytes,
+    repeated_destination_count, most_destination_count, largest_bytes
+    """
+    return run.sql(RESULTS_SQL).to_arrow_table()
+
+
+def results_moved_again(run: Run, limit: int = LARGEST) -> pa.Table:
+    """Results that moved more than once: one row per key, most bytes moved again first, `limit` rows.
+
+    From: transfers_distinct, transfer_keys, tasks
+    Columns: key, prefix, nbytes, move_count, destination_count, moved_bytes, moved_again_bytes
+    """
+    return run.sql(AGAIN_SQL, [limit]).to_arrow_table()
+
+
+def waits_for_inputs(run: Run) -> pa.Table:
+    """Attempts that waited on their worker for inputs from others: one row per prefix, most waiting first.
+
+    A wait is from when the worker took the attempt in to when its last input was there.
+    Many tasks wait at once and threads work meanwhile: these seconds are no thread-seconds.
+
+    From: receptions, worker_transitions, task_runs
+    Columns: prefix, attempt_count, wait_s, median_wait_s, longest_wait_s, compute_s, longer_than_compute_task_count,
+    stolen_task_count
+    """
+    return run.sql(WAITS_SQL).to_arrow_table()
+
+
+def threads_idle_for_inputs(run: Run) -> pa.Table:
+    """Thread-seconds without a task while tasks of the worker waited for inputs: one row per worker, most first.
+
+    As many threads count at a moment as tasks wait, and no more than have no task.
+
+    From: receptions, worker_transitions, task_runs, worker_lives
+    Columns: worker, thread_count, waiting_s (at least one task waits), idle_thread_s, idle_for_stolen_thread_s
+    (the same for tasks that came by stealing)
+    """
+    return run.sql(IDLE_SQL).to_arrow_table()
+
+
+def transfers(run: Run) -> Answer:
+    """Return what moved between workers, what waited for it, and what work stealing had to do with it."""
+    (record,) = rows_of(run, RECORD_SQL)
+    (stolen,) = rows_of(run, COUNTS_SQL)
+    matrix, results, idle = transfer_matrix(run), results_moved(run), threads_idle_for_inputs(run)
+    waits = waits_for_inputs(run)
+    again = results_moved_again(run)
+    steals, repeated = steals_by_prefix(run), stolen_again(run, LARGEST)
+    stolen["idle_thread_s"] = pc.sum(idle["idle_for_stolen_thread_s"]).as_py()
+    found = [
+        *_wait_conclusions(record, waits, idle),
+        *_again_conclusions(record, results, matrix),
+        *_link_conclusions(matrix),
+        *stealing_conclusions(stolen, steals, repeated),
+    ]
+    return Answer(
+        _headline(record, results, stolen),
+        ranked(found),
+        (
+            AnswerTable("workers", "From worker to worker, most bytes first", matrix),
+            AnswerTable("waits", "Waits for inputs by prefix of the waiting task, longest first", waits),
+            AnswerTable("idle", "Threads without a task while tasks of their worker waited for inputs", idle),
+            AnswerTable("results", "Results moved by their prefix, most bytes first", results),
+            AnswerTable("moved-again", "Results that moved more than once, most bytes first", again),
+            AnswerTable("steals", "Work stealing by prefix, most stolen first", steals),
+            AnswerTable("stolen-again", "Tasks stolen more than once, most often first", repeated),
+        ),
+        _basis(record),
+    )
+
+
+def _headline(record: Document, results: pa.Table, stolen: Document) -> str:
+    if not record["between_count"]:
+        moved = "No result moved between workers, as far as recorded"
+    else:
+        moved = (
+            f"{bytes_text(record['between_bytes'])} moved between workers in "
+            f"{plural(record['between_count'], 'transfer')}"
+        )
+        again = pc.sum(results["moved_again_bytes"]).as_py() or 0
+        if again and record["between_bytes"]:
+            moved += f", {again / record['between_bytes']:.0%} of it results that had moved before"
+    count = stolen["steal_count"]
+    theft = f"work stealing moved {plural(count, 'task')}" if count else "nothing was stolen"
+    return f"{moved}; {theft}."
+
+
+def _basis(record: Document) -> str:
+    lacks = []
+    if record["not_captured_count"]:
+        lacks.append(f"{record['not_captured_count']} of {plural(record['worker_count'], 'worker')} left no record")
+    if record["one_end_count"]:
+        lacks.append(f"{plural(record['one_end_count'], 'transfer')} told by one end only")
+    if record["loss_count"]:
+        lacks.append("rows of transfers were lost")
+    told = f"Transfers that workers told of ({record['client_count']:,} more went to clients); sizes are Dask's sizeof."
+    return f"{told} {'; '.join(lacks)}." if lacks else told
+
+
+def _wait_conclusions(record: Document, waits: pa.Table, idle: pa.Table) -> list[Conclusion]:
+    lost, whole = pc.sum(idle["idle_thread_s"]).as_py(), record["thread_time_s"]
+    if not lost or not whole or lost < COST_S or lost < COST_SHARE * whole:
+        return []
+    most = waits.slice(0, 1).to_pylist()[0]
+    whose = f"most of it tasks of {most['prefix']}" if most["prefix"] is not None else "tasks of unknown prefix"
+    return [
+        Conclusion(
+            "transfers",
+            most["prefix"] or "transfers",
+            f"Threads had no task for {seconds_text(lost)} ({lost / whole:.0%} of their time while tasks ran) while "
+            f"tasks of their worker waited for results of other workers, {whose}.",
+            "likely",
+            lost,
+            "Make the results that move smaller (reduce before combining), or place tasks where their inputs are "
+            "(larger chunks, fewer stages, `workers=`).",
+            {"idle_thread_s": lost, "thread_share": lost / whole, "wait_s": most["wait_s"], "prefix": most["prefix"]},
+        )
+    ]
+
+
+def _again_conclusions(record: Document, results: pa.Table, matrix: pa.Table) -> list[Conclusion]:
+    total, whole = record["between_bytes"], record["thread_time_s"]
+    again = pc.sum(results["moved_again_bytes"]).as_py() or 0
+    busy = pc.sum(pc.if_else(pc.is_valid(matrix["is_same_host"]), matrix["busy_s"], 0.0)).as_py() or 0.0
+    # Links at work for the part moved again, held against the threads' time: a few fast moves say nothing.
+    spent = busy * again / total if total else 0.0
+    if not whole or again < AGAIN_SHARE * total or spent < COST_S or spent < COST_SHARE * whole:
+        return []
+    most: dict[str, Any] = max(results.to_pylist(), key=lambda row: row["moved_again_bytes"])
+    return [
+        Conclusion(
+            "transfers",
+            most["prefix"] or "transfers",
+            f"{bytes_text(again)} of {bytes_text(total)} moved between workers had moved before: "
+            f"{plural(most['repeated_result_count'], 'result')} of {most['prefix'] or 'unknown prefix'} went to up to "
+            f"{plural(most['most_destination_count'], 'worker')}.",
+            "certain",
+            None,
+            "Fuse the tasks that use it, give each worker its part only, or scatter it once with `broadcast=True`.",
+            {"moved_again_bytes": again, "moved_bytes": total, "links_busy_s": spent, "prefix": most["prefix"]},
+        )
+    ]
+
+
+def _link_conclusions(matrix: pa.Table) -> list[Conclusion]:
+    rows = [
+        row
+        for row in matrix.to_pylist()
+        if row["is_same_host"] is not None
+        and row["measured_transfer_count"] >= LINK_COUNT
+        and row["source_worker"] != row["destination_worker"]
+    ]
+    found = []
+    for is_same_host in (True, False):
+        kind = [row for row in rows if row["is_same_host"] is is_same_host]
+        if len(kind) < LINK_COUNT:
+            continue
+        speeds = sorted(row["median_bytes_per_s"] for row in kind)
+        usual = speeds[len(speeds) // 2]
+        for row in kind:
+            excess = row["measured_s"] - row["measured_bytes"] / usual
+            # Nine of ten of its movements are slower than the usual one of others, so that it is no chance.
+            if row["q90_bytes_per_s"] * SLOW_LINK_RATIO <= usual and excess >= COST_S:
+                place = "on the same host" if is_same_host else "between hosts"
+                found.append(
+                    Conclusion(
+                        "transfers",
+                        f"{row['source_worker']} to {row['destination_worker']}",
+                        f"From {row['source_worker']} to {row['destination_worker']} results moved at "
+                        f"{bytes_text(row['median_bytes_per_s'])}/s, {usual / row['median_bytes_per_s']:.1f} times "
+                        f"slower than is usual {place} ({bytes_text(usual)}/s), over {row['measured_transfer_count']} movements.",
+                        "possible",
+                        None,
+                        "Look at the network between the two, and at what else they did then: a blocked event loop "
+                        "slows transfers too (`recup stalls`).",
+                        {
+                            "median_bytes_per_s": row["median_bytes_per_s"],
+                            "usual_bytes_per_s": usual,
+                            "excess_s": excess,
+                        },
+                    )
+                )
+    return found
