@@ -116,15 +116,19 @@ with run_start as (
 DEATHS_SQL = f"""
 {_LIVES}
 , own as (
-    select d.life, arg_max(s.value, s.time_ns) as memory_bytes, max(s.time_ns) / 1e9 as memory_at
+    select d.life, arg_max(s.value, s.time_ns) as memory_bytes, max(s.value) as peak_bytes,
+        max(s.time_ns) / 1e9 + coalesce(any_value(c.offset_s), 0.0) as memory_at
     from dead d
     join raw.samples s on s.server_id = d.worker_id and s.metric = 'process_memory_bytes' and s.subject is null
+    left join clocks c on c.server_id = s.server_id
     group by d.life
 ), peaks as (
+    -- The kernel's peak starts at that of the process that spawned this one: only what grew is the worker's.
     select d.life, max(s.value) as peak_bytes
     from dead d
     join raw.samples s on s.server_id = d.worker_id and s.metric = 'process_peak_memory_bytes' and s.subject is null
     group by d.life
+    having max(s.value) > arg_min(s.value, s.time_ns)
 ), seen as (
     select
         d.life,
@@ -179,7 +183,7 @@ select
     nullif(d.memory_limit_bytes, 0) as limit_bytes,
     own.memory_bytes::bigint as last_bytes,
     d.died_s - own.memory_at as last_before_s,
-    greatest(peaks.peak_bytes, own.memory_bytes, seen.peak_bytes)::bigint as peak_bytes,
+    greatest(peaks.peak_bytes, own.peak_bytes, seen.peak_bytes, d.terminated_bytes)::bigint as peak_bytes,
     seen.memory_bytes::bigint as scheduler_last_bytes,
     seen.managed_bytes::bigint as managed_bytes,
     d.terminated_bytes,
