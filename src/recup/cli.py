@@ -9,6 +9,7 @@ traceback.  Every `dask` command imports this module, so it imports nothing heav
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ _VERBS = (
     "map",
     "sql",
     "check",
+    "serve",
     "ingest",
     "seal",
     "schema",
@@ -651,6 +653,52 @@ def check_verb(run: str, as_json: bool) -> None:
         check_page(Page(), name, document)
     if any(f.level == "loss" for f in findings):
         sys.exit(INCOMPLETE)
+
+
+@main.command("serve")
+@click.argument("root", required=False)
+@click.option("--host", metavar="HOST", help="Where to listen.  [default: 127.0.0.1, for this machine alone]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on.  [default: any that is free]"
+)
+@click.option("--open", "is_opened", is_flag=True, help="Open the address in a browser.")
+@_json_option
+def serve_verb(root: str | None, *, host: str | None, port: int, is_opened: bool, as_json: bool) -> None:
+    """Show the runs of a directory in a browser: reports, comparisons, and runs as they grow.
+
+    ROOT is the directory that holds runs; by default $RECUP_ROOT, else ./recup-runs.  The
+    address is printed once, with a random token: who has it can read these runs, and
+    nothing else of this machine.  Ctrl-C ends it.
+
+    \b
+    Example:
+      recup serve
+      recup serve /scratch/runs --port 8800 --open
+    """
+    import asyncio
+    import webbrowser
+
+    from recup.rundir import runs_root
+    from recup.serve.server import serve
+    from recup.terminal import complain
+
+    place = runs_root(root)
+
+    def started(address: str) -> None:
+        if as_json:
+            click.echo(json.dumps({"url": address, "root": str(place)}))
+        else:
+            click.echo(f"Runs of {place}:\n  {address}\nCtrl-C ends it.")
+        sys.stdout.flush()
+        if is_opened:
+            webbrowser.open(address)
+
+    if host is not None and host not in ("127.0.0.1", "localhost", "::1"):
+        complain(
+            f"listening on {host}: who reaches it and has the address reads these runs, and the connection is not "
+            "encrypted. Safer: leave out --host and use ssh -L."
+        )
+    asyncio.run(serve(place, host=host, port=port, started=started))
 
 
 @main.command("ingest")

@@ -27,7 +27,7 @@ def list_runs(root: Path) -> list[dict[str, Any]]:
     (a key submitted twice counts twice), worker_count (those that recorded), is_sealed,
     size_bytes, problem (why the run cannot be read; else null).  What is not known is null.
     """
-    return [_row(path) for path in find_runs(root)]
+    return [run_row(path) for path in find_runs(root)]
 
 
 def run_state(manifest: dict[str, Any], servers: list[dict[str, Any]]) -> str:
@@ -97,7 +97,8 @@ def wall_s(manifest: dict[str, Any], servers: list[dict[str, Any]], state: str) 
     return max(0, ended - started) / 1e9
 
 
-def _row(path: Path) -> dict[str, Any]:
+def run_row(path: Path) -> dict[str, Any]:
+    """Return the row of one run, as `list_runs` has it."""
     manifest: dict[str, Any] = {}
     problem = None
     try:
