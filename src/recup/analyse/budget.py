@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
-from recup.analyse.budget_record import Found, read_record
+from recup.analyse.budget_record import Found, numbers, read_record
 from recup.analyse.budget_sweep import BUSY, CATEGORIES, NAMES, OF_TASKS, Floats, Sums, sweep
 from recup.terminal import plural, seconds_text
 
@@ -134,7 +134,7 @@ def budget_by_worker(run: Run) -> pa.Table:
 
 
 def _since(moments: pa.ChunkedArray, origin_s: float) -> pa.Array:
-    values = np.asarray(moments.to_numpy(), np.float64) - origin_s
+    values = numbers(moments) - origin_s
     return pa.array(values, mask=np.isnan(values))
 
 
@@ -191,7 +191,7 @@ def budget(run: Run) -> Answer:
 def _without_zeros(rows: pa.Table) -> pa.Table:
     """Return the table without categories that nothing is in."""
     names = {f"{name}_s" for name in NAMES}
-    empty = [name for name in rows.column_names if name in names and not np.any(rows[name].to_numpy())]
+    empty = [name for name in rows.column_names if name in names and not np.any(numbers(rows[name]))]
     return rows.drop_columns(empty) if empty else rows
 
 

@@ -15,6 +15,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -258,7 +259,7 @@ def read_record(run: Run) -> Found:
     prefix_codes = {name: code for code, name in enumerate(names)}
 
     def moments(rows: pa.Table, name: str) -> Floats:
-        return np.asarray(rows[name].to_numpy(), np.float64) - frame.start_s
+        return numbers(rows[name]) - frame.start_s
 
     place, prefix = places.workers(attempts), _codes(attempts["prefix"], prefix_codes)
     waits, executing, shares, notes = _of_attempts(attempts, moments, place, prefix, places)
@@ -272,9 +273,9 @@ def read_record(run: Run) -> Found:
     cluster = places.clusters(attempts)
     assigned, ready, ended = (moments(attempts, f"{name}_s") for name in ("assigned", "ready", "ended"))
     queued = np.flatnonzero(assigned > ready)
-    left = np.asarray(lives["left_s"].to_numpy(), np.float64)
+    left = numbers(lives["left_s"])
     # A life whose end was not recorded ends with the worker's own record, or its last task there.
-    signs = np.asarray(lives["last_sign_s"].to_numpy(), np.float64)
+    signs = numbers(lives["last_sign_s"])
     latest = _latest(place, np.fmax(moments(attempts, "stopped_s"), ended), len(places.cluster)) + frame.start_s
     record = Record(
         wall_s=frame.stop_s - frame.start_s,
@@ -285,7 +286,7 @@ def read_record(run: Run) -> Found:
             _or(_or(left, np.fmax(signs, latest[places.of_lives] if len(lives) else signs)) - frame.start_s, np.inf),
             np.zeros(len(lives), np.int64),
         ),
-        threads=np.asarray(lives["thread_count"].to_numpy(), np.int64),
+        threads=numbers(lives["thread_count"]).astype(np.int64),
         executing=executing,
         shares=shares,
         waits=waits,
@@ -324,7 +325,7 @@ def _of_attempts(
             "unknown": 3,
         },
     )
-    constrained = np.asarray(attempts["is_constrained"].to_numpy(), bool)
+    constrained = numbers(attempts["is_constrained"]) > 0
     is_known = place >= 0
     ran = np.isfinite(started) & np.isfinite(stopped)
     began = np.isfinite(executing) & ~ran
@@ -378,7 +379,7 @@ def _of_attempts(
 
 def _shares(attempts: pa.Table, wall: Floats, is_unfinished: Mask) -> tuple[Floats, Mask]:
     """Return what each second of an attempt was, and whether that is known."""
-    io, cpu, queue = (np.asarray(attempts[f"{name}_s"].to_numpy(), np.float64) for name in ("io", "cpu", "queue_wait"))
+    io, cpu, queue = (numbers(attempts[f"{name}_s"]) for name in ("io", "cpu", "queue_wait"))
     is_split = np.isfinite(cpu)
     shares = np.zeros((len(wall), len(BUSY)))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -398,7 +399,7 @@ def _shares(attempts: pa.Table, wall: Floats, is_unfinished: Mask) -> tuple[Floa
 def _wanted(run: Run, frame: Window, places: _Places, attempts: pa.Table, moments: Any) -> Spans:
     """Return when any task was wanted: graphs until they were done, and every attempt."""
     graphs = run.sql(WANTED_SQL).to_arrow_table()
-    is_open = np.asarray(graphs["is_open"].to_numpy(zero_copy_only=False), bool)
+    is_open = numbers(graphs["is_open"]) > 0
     at = ("ready", "assigned", "received", "executing", "started", "stopped", "ended")
     ready, assigned, received, executing, started, stopped, ended = (moments(attempts, f"{name}_s") for name in at)
     is_running = _codes(attempts["outcome"], {"running_at_end": 1}) == 1
@@ -485,7 +486,7 @@ class _Places:
                     here = self.at_address.get((scheduler_id, name), ())
                     found = here[0] if len(here) == 1 else -1
                 table[at, place] = found
-        found_at: Integers = table[scheduler.indices.to_numpy(), identity.indices.to_numpy()]
+        found_at: Integers = table[_content(scheduler.indices, np.int32), _content(identity.indices, np.int32)]
         return found_at
 
 
@@ -494,9 +495,23 @@ def _codes(column: pa.ChunkedArray, codes: dict[Any, int], other: int = 0) -> In
     if not len(column):
         return np.zeros(0, np.int64)
     encoded = pc.dictionary_encode(column.combine_chunks())
-    numbers = np.array([codes.get(name, other) for name in encoded.dictionary.to_pylist()] + [other], np.int64)
-    indices = np.asarray(encoded.indices.fill_null(len(numbers) - 1).to_numpy(zero_copy_only=False), np.int64)
-    return numbers[indices]
+    found = np.array([codes.get(name, other) for name in encoded.dictionary.to_pylist()] + [other], np.int64)
+    indices = encoded.indices
+    is_valid = _content(pc.is_valid(indices).cast(pa.int8()), np.int8) == 1
+    return found[np.where(is_valid, _content(indices, np.int32), len(found) - 1)]
+
+
+def numbers(column: pa.ChunkedArray) -> Floats:
+    """Return a column as numbers; what is not told is NaN."""
+    array = column.cast(pa.float64()).combine_chunks()
+    values = _content(array, np.float64)
+    return np.where(_content(pc.is_valid(array).cast(pa.int8()), np.int8) == 1, values, np.nan)
+
+
+def _content(array: pa.Array, kind: type[Any]) -> npt.NDArray[Any]:
+    """Return the values of an array, whatever stands where they are null."""
+    # Arrow's own way to numpy imports pandas, which takes longer than the rest.
+    return np.frombuffer(array.buffers()[1] or b"", kind, len(array), array.offset * np.dtype(kind).itemsize)
 
 
 def _or(values: Floats, other: Any) -> Floats:

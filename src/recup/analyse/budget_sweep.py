@@ -24,9 +24,13 @@ Times are counted in whole ticks, so that no second is lost or told twice by rou
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -68,6 +72,7 @@ OF_TASKS: tuple[str, ...] = (*BUSY, "spill", "deserialize", "transfer_wait", "sc
 
 _WHOLE = 1 << 40  # a share is held as a whole number of these, so that sums of shares do not drift
 _LONGEST = 1 << 62
+_CHUNK = 200_000  # spans
 
 WAITS = ("given", "spill", "deserialize", "pending", "returning", "fetching")
 """Kinds of spans that are the cause of idle slots, beside ``paused``."""
@@ -176,14 +181,18 @@ def sweep(record: Record, bin_count: int) -> Sums:
         np.zeros((len(record.prefixes), len(OF_TASKS))),
     )
     lasting = np.flatnonzero((stops > starts) & (threads > 0))
-    if len(lasting):
-        places = record.lives.place[lasting]
-        pieces = _Pieces(
-            record, clock, (places, starts[lasting], stops[lasting], lasting), threads[lasting], edges, sums
-        )
-        left = _in_threads(pieces)
-        left, waiting = _own_causes(pieces, left)
-        _cluster_causes(pieces, left, waiting)
+    placed = {"life": _by_place(record.lives.place, starts, stops, lasting)}
+    for kind, spans in (("executing", record.executing), *record.waits.items()):
+        begin, end = clock.ticks(spans.start_s), clock.ticks(spans.stop_s)
+        if kind == "paused":
+            begin, end = _apart(spans.place, begin, end)
+        placed[kind] = _by_place(spans.place, begin, end, np.flatnonzero((end > begin) & (spans.place >= 0)))
+    rests = []
+    for each in _chunks(placed, len(record.cluster)):
+        pieces = _Pieces(record, clock, each, threads[each["life"][3]], edges, sums)
+        rests.append(_rest(pieces, *_own_causes(pieces, _in_threads(pieces))))
+    if rests:
+        _cluster_causes(record, clock, rests, edges, sums)
     absent = thread_count * np.diff(edges) * clock.tick_s - sums.of_bins.sum(axis=1)
     sums.of_bins[:, NAMES.index("worker_absent")] = np.maximum(absent, 0.0)
     return sums
@@ -209,49 +218,52 @@ class _Clock:
 
 
 class _Pieces:
-    """Time of all workers cut wherever anything begins or ends: one piece after each boundary.
+    """Time of some workers cut wherever anything begins or ends: one piece from each boundary to the next.
 
     Boundaries are in the order of worker, then time.  Beside spans of a kind it holds what
     is summed, so that a category is added in one call.
     """
 
     def __init__(  # noqa: PLR0917
-        self, record: Record, clock: _Clock, lives: _Placed, threads: Integers, edges: Integers, sums: Sums
+        self,
+        record: Record,
+        clock: _Clock,
+        spans: dict[str, _Placed],
+        threads: Integers,
+        edges: Integers,
+        sums: Sums,
     ):
-        self.record, self.clock, self.sums, self.edges = record, clock, sums, edges
+        self.record, self.clock, self.spans, self.sums, self.edges = record, clock, spans, sums, edges
         self.step = clock.wall + 1
-        self.spans: dict[str, _Placed] = {"life": lives}
-        for kind, spans in (("executing", record.executing), *record.waits.items()):
-            begin, end = clock.ticks(spans.start_s), clock.ticks(spans.stop_s)
-            if kind == "paused":
-                begin, end = _apart(spans.place, begin, end)
-            there = np.flatnonzero((end > begin) & (spans.place >= 0))
-            self.spans[kind] = (spans.place[there], begin[there], end[there], there)
         moments = np.concatenate(
             [
                 part
-                for place, begin, end, _ in self.spans.values()
+                for place, begin, end, _ in spans.values()
                 for part in (place * self.step + begin, place * self.step + end)
             ]
         )
         order = np.argsort(moments)
-        self.moments = moments[order]
-        self.size = len(order)
-        rank = np.empty(self.size, np.int64)
-        rank[order] = np.arange(self.size)
+        moments = moments[order]
+        is_first = np.diff(moments, prepend=-1) > 0
+        number = np.empty(len(order), np.int64)
+        number[order] = np.cumsum(is_first) - 1
+        self.moments = moments[is_first]
+        self.size = len(self.moments)
         self.begins: dict[str, Integers] = {}
         self.ends: dict[str, Integers] = {}
         first = 0
-        for kind, (place, *_) in self.spans.items():
+        for kind, (place, *_) in spans.items():
             count = len(place)
-            self.begins[kind], self.ends[kind] = rank[first : first + count], rank[first + count : first + 2 * count]
+            self.begins[kind], self.ends[kind] = (
+                number[first : first + count],
+                number[first + count : first + 2 * count],
+            )
             first += 2 * count
         self.slots = self.count("life", threads)
         self.is_alive = self.slots > 0
         self.lengths = np.where(self.is_alive, np.diff(self.moments, append=self.moments[-1]), 0)
-        lives_begun = np.zeros(self.size, np.int64)
-        lives_begun[self.begins["life"]] = 1
-        numbers = lives[3][np.argsort(self.begins["life"])]
+        lives_begun = np.bincount(self.begins["life"], minlength=self.size)
+        numbers = spans["life"][3][np.argsort(self.begins["life"])]
         self.life = numbers[np.maximum(np.cumsum(lives_begun) - 1, 0)]
         self.worker = self.moments // self.step
         self.starts = self.moments - self.worker * self.step
@@ -262,14 +274,13 @@ class _Pieces:
         piece, begin, end, self.part_bin = _cut(edges, self.starts[self.over], stops[self.over])
         self.part, self.part_seconds = self.over[piece], (end - begin) * clock.tick_s
 
-    def count(self, kind: str, weight: Integers | int = 1) -> Integers:
+    def count(self, kind: str, weight: Integers | None = None) -> Integers:
         """Return how many spans of a kind hold in each piece, or the sum of their weights."""
-        changes = np.zeros(self.size, np.int64)
-        if len(self.begins.get(kind, ())):
-            changes[self.begins[kind]] = weight
-            changes[self.ends[kind]] = -weight
-            np.cumsum(changes, out=changes)
-        return changes
+        if not len(self.begins.get(kind, ())):
+            return np.zeros(self.size, np.int64)
+        # Sums of whole weights are exact as floats too, as they stay far below 2**53.
+        changes = np.bincount(self.begins[kind], weight, self.size) - np.bincount(self.ends[kind], weight, self.size)
+        return np.cumsum(changes.astype(np.int64, copy=False))
 
     def add(self, name: str, slots: Numbers) -> None:
         """Add so many slots in each piece to a category, by life and bin."""
@@ -329,18 +340,32 @@ def _own_causes(pieces: _Pieces, left: Integers) -> tuple[Integers, Integers]:
     return left, waiting
 
 
-def _cluster_causes(pieces: _Pieces, left: Integers, waiting: Integers) -> None:
-    """Add the idle slots that are left, by the state of their cluster."""
-    record, clock, step, sums = pieces.record, pieces.clock, pieces.step, pieces.sums
-    base = record.cluster[np.minimum(pieces.worker, len(record.cluster) - 1)] * step
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rest:
+    """Idle slots that their own worker does not explain, in runs in which nothing changes; on time lines of clusters.
+
+    Attributes
+    ----------
+    waiting, idle : tuple of arrays
+        When the count of waiting tasks (of these slots) changes, and by how much.
+    base, begin, end, slots, is_paused, life : arrays
+        Of each run: start of its cluster's time line, its ends from there, and what it is.
+    """
+
+    waiting: tuple[Integers, Integers]
+    idle: tuple[Integers, Integers]
+    base: Integers
+    begin: Integers
+    end: Integers
+    slots: Integers
+    is_paused: Mask
+    life: Integers
+
+
+def _rest(pieces: _Pieces, left: Integers, waiting: Integers) -> _Rest:
+    base = pieces.record.cluster[pieces.worker] * pieces.step
     moments = base + pieces.starts
-    state = _State.of(
-        [*_changes(moments, waiting), *_span_changes(record.queued, clock, step)],
-        [*_changes(moments, left)],
-        [*_span_changes(record.wanted, clock, step)],
-    )
     is_paused = pieces.count("paused") > 0
-    # Pieces in which nothing here changes are taken together.
     first = np.flatnonzero(
         (np.diff(left, prepend=0) != 0)
         | (np.diff(pieces.life, prepend=-1) != 0)
@@ -348,24 +373,42 @@ def _cluster_causes(pieces: _Pieces, left: Integers, waiting: Integers) -> None:
     )
     last = np.append(first[1:], pieces.size - 1)
     first, last = first[left[first] > 0], last[left[first] > 0]
-    piece, begin, end, bins = _cut(
-        pieces.edges, pieces.starts[first], np.minimum(pieces.moments[last] - pieces.worker[first] * step, clock.wall)
+    return _Rest(
+        _changes(moments, waiting),
+        _changes(moments, left),
+        base[first],
+        pieces.starts[first],
+        pieces.moments[last] - pieces.worker[first] * pieces.step,
+        left[first],
+        is_paused[first],
+        pieces.life[first],
     )
-    run = first[piece]
-    idle, held = left[run], is_paused[run]
-    waits, wants = state.between(base[run] + begin, base[run] + end)
-    total = idle * (end - begin) * clock.tick_s
-    imbalance = np.minimum(idle * waits * clock.tick_s, total)
-    no_task = np.clip(idle * (wants - waits) * clock.tick_s, 0.0, total - imbalance)
-    for name, seconds in (
-        ("imbalance", np.where(held, 0.0, imbalance)),
-        ("no_task_ready", np.where(held, 0.0, no_task)),
-        ("nothing_submitted", np.maximum(total - imbalance - no_task, 0.0)),
-        ("worker_paused", np.where(held, imbalance + no_task, 0.0)),
-    ):
-        at = NAMES.index(name)
-        sums.of_lives[:, at] += np.bincount(pieces.life[run], seconds, len(sums.of_lives))
-        sums.of_bins[:, at] += np.bincount(bins, seconds, len(sums.of_bins))
+
+
+def _cluster_causes(record: Record, clock: _Clock, rests: list[_Rest], edges: Integers, sums: Sums) -> None:
+    """Add the idle slots that are left, by the state of their cluster."""
+    step = clock.wall + 1
+    state = _State.of(
+        [*(part for rest in rests for part in rest.waiting), *_span_changes(record.queued, clock, step)],
+        [part for rest in rests for part in rest.idle],
+        [*_span_changes(record.wanted, clock, step)],
+    )
+    for rest in rests:
+        run, begin, end, bins = _cut(edges, rest.begin, rest.end)
+        base, idle, held = rest.base[run], rest.slots[run], rest.is_paused[run]
+        waits, wants = state.between(base + begin, base + end)
+        total = idle * (end - begin) * clock.tick_s
+        imbalance = np.minimum(idle * waits * clock.tick_s, total)
+        no_task = np.clip(idle * (wants - waits) * clock.tick_s, 0.0, total - imbalance)
+        for name, seconds in (
+            ("imbalance", np.where(held, 0.0, imbalance)),
+            ("no_task_ready", np.where(held, 0.0, no_task)),
+            ("nothing_submitted", np.maximum(total - imbalance - no_task, 0.0)),
+            ("worker_paused", np.where(held, imbalance + no_task, 0.0)),
+        ):
+            at = NAMES.index(name)
+            sums.of_lives[:, at] += np.bincount(rest.life[run], seconds, len(sums.of_lives))
+            sums.of_bins[:, at] += np.bincount(bins, seconds, len(sums.of_bins))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -408,6 +451,29 @@ class _State:
             return np.maximum(after - before, 0.0)
 
         return difference(self.rates[0], self.sums[0]), difference(self.rates[1], self.sums[1])
+
+
+def _by_place(place: Integers, begin: Integers, end: Integers, chosen: Integers) -> _Placed:
+    """Return the spans chosen, in the order of their places."""
+    chosen = chosen[np.argsort(place[chosen].astype(np.int32), kind="stable")]
+    return place[chosen], begin[chosen], end[chosen], chosen
+
+
+def _chunks(placed: dict[str, _Placed], worker_count: int) -> Iterator[dict[str, _Placed]]:
+    """Return spans of some workers at a time, whole workers each: arrays that stay near the processor."""
+    places = np.concatenate([place for place, *_ in placed.values()])
+    sizes = np.bincount(places, minlength=worker_count)
+    first, size = 0, 0
+    for worker in range(worker_count):
+        size += int(sizes[worker])
+        if size >= _CHUNK or worker == worker_count - 1:
+            chunk = {}
+            for kind, parts in placed.items():
+                low, high = np.searchsorted(parts[0], [first, worker + 1])
+                chunk[kind] = (parts[0][low:high], parts[1][low:high], parts[2][low:high], parts[3][low:high])
+            if len(chunk["life"][0]):
+                yield chunk
+            first, size = worker + 1, 0
 
 
 def _apart(place: Integers, start: Integers, stop: Integers) -> tuple[Integers, Integers]:
