@@ -14,7 +14,7 @@ clock is known better.
 
 from __future__ import annotations
 
-from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, TASK_RUNS
+from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, SERVER_NUMBERS, TASK_RUNS
 from recup.fuse_io import IO_VIEWS
 from recup.fuse_servers import CLOCKS, SERVERS, WORKER_LIVES
 from recup.fuse_threads import TASK_COUNTERS
@@ -296,6 +296,7 @@ VIEWS: tuple[View, ...] = (
     SERVERS,
     CLOCKS,
     WORKER_LIVES,
+    SERVER_NUMBERS,
     ATTEMPTS,
     TASK_RUNS,
     ACTIVITIES,

@@ -28,14 +28,32 @@ _WHO = (
     ViewColumn("run_id", "Attempt; with scheduler and key it names one", null="not told"),
 )
 
+SERVER_NUMBERS = View(
+    "server_numbers",
+    "One row per server: its number and that of its scheduler (0: not told), for joins of many rows.",
+    (),
+    """
+with numbered as (
+    select server_id, scheduler_id, cast(row_number() over (order by server_id) as integer) as observer from servers
+)
+select n.server_id, n.observer, coalesce(s.observer, 0) as scheduler
+from numbered n
+left join numbered s on s.server_id = n.scheduler_id
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
 ATTEMPTS = View(
     "attempts",
     "One row per attempt: what single tables tell of it, as numbers.",
     (),
     """
-with assigned as (
+with observers as (
+    select server_id, observer, scheduler from server_numbers
+), assigned as (
     select
-        server_id as scheduler_id,
+        scheduler,
         key_id,
         run_id,
         min(time_ns) as assigned_ns,
@@ -52,93 +70,101 @@ with assigned as (
         from raw.steals
         where decision = 'confirm' and run_id is not null
     )
-    group by server_id, key_id, run_id
+    join (select server_id, observer as scheduler from observers) using (server_id)
+    group by scheduler, key_id, run_id
 ), ended as (
     select
-        server_id as scheduler_id,
-        key_id,
-        run_id,
-        min(time_ns) as ended_ns,
-        arg_min(finish, time_ns) as ended_state,
-        arg_min(stimulus_id, time_ns) as end_cause
-    from raw.scheduler_transitions
-    where start = 'processing' and run_id is not null
-    group by server_id, key_id, run_id
+        o.observer as scheduler,
+        t.key_id,
+        t.run_id,
+        min(t.time_ns) as ended_ns,
+        arg_min(t.finish, t.time_ns) as ended_state,
+        arg_min(t.stimulus_id, t.time_ns) as end_cause
+    from raw.scheduler_transitions t
+    join observers o on o.server_id = t.server_id
+    where t.start = 'processing' and t.run_id is not null
+    group by all
 ), received as (
-    select s.scheduler_id, r.key_id, r.run_id, min(r.time_ns) as received_ns, any_value(r.server_id) as worker_id
+    select o.scheduler, r.key_id, r.run_id, min(r.time_ns) as received_ns, any_value(o.observer) as worker_number
     from raw.receptions r
-    join servers s on s.server_id = r.server_id
+    join observers o on o.server_id = r.server_id
     where r.run_id is not null
     group by all
 ), begun as (
     select
-        s.scheduler_id,
+        o.scheduler,
         t.key_id,
         t.run_id,
-        any_value(t.server_id) as worker_id,
+        any_value(o.observer) as worker_number,
         min(t.time_ns) filter (t.finish = 'executing') as executing_ns,
         bool_or(t.finish = 'rescheduled') as is_rescheduled,
         bool_or(t.finish = 'cancelled' or t.state = 'cancelled') as is_cancelled
     from raw.worker_transitions t
-    join servers s on s.server_id = t.server_id
+    join observers o on o.server_id = t.server_id
     where t.run_id is not null and (t.finish in ('executing', 'rescheduled', 'cancelled') or t.state = 'cancelled')
     group by all
-), told_by_worker as (
+), told as (
     select
-        s.scheduler_id,
+        r.role = 'scheduler' as is_by_scheduler,
+        case when r.role = 'scheduler' then o.observer else o.scheduler end as scheduler,
         r.key_id,
         r.run_id,
-        any_value(r.server_id) as worker_id,
-        min(r.time_ns) as told_ns,
-        arg_min(struct_pack(
-            outcome := r.outcome, worker := r.worker, thread := r.thread, nbytes := r.nbytes, typename := r.typename,
-            start_s := r.compute_start_s, stop_s := r.compute_stop_s, delay_s := r.scheduler_delay_s
-        ), r.time_ns) as told
+        o.observer as worker_number,
+        r.time_ns as told_ns,
+        r.outcome,
+        r.worker,
+        r.thread,
+        r.nbytes,
+        r.typename,
+        r.compute_start_s as start_s,
+        r.compute_stop_s as stop_s,
+        r.scheduler_delay_s as delay_s
     from raw.results r
-    join servers s on s.server_id = r.server_id
-    where r.role <> 'scheduler' and r.run_id is not null
-    group by all
-), told_by_scheduler as (
-    select
-        server_id as scheduler_id,
-        key_id,
-        run_id,
-        arg_min(struct_pack(
-            worker := worker, thread := thread, nbytes := nbytes, typename := typename,
-            start_s := compute_start_s, stop_s := compute_stop_s
-        ), time_ns) as told
-    from raw.results
-    where role = 'scheduler' and run_id is not null
-    group by all
+    join observers o on o.server_id = r.server_id
+    where r.run_id is not null
+), told_twice as (
+    select is_by_scheduler, scheduler, key_id, run_id from told group by all having count(*) > 1
+), told_once as (
+    -- To choose among rows costs much, and next to no attempt has several.
+    from told
+    anti join told_twice using (is_by_scheduler, scheduler, key_id, run_id)
+    union all
+    select unnest(first) from (
+        select arg_min(told, told_ns) as first
+        from told
+        semi join told_twice using (is_by_scheduler, scheduler, key_id, run_id)
+        group by is_by_scheduler, scheduler, key_id, run_id
+    )
 ), failed as (
     select
-        coalesce(s.scheduler_id, e.server_id) as scheduler_id,
+        case when e.role = 'scheduler' then o.observer else o.scheduler end as scheduler,
         e.key_id,
         e.run_id,
         arg_min(e.exception_text, (e.role = 'scheduler', e.time_ns)) as exception_text,
         bool_or(e.role <> 'scheduler') as is_told_by_worker
     from raw.errors e
-    left join servers s on s.server_id = e.server_id
+    join observers o on o.server_id = e.server_id
     where e.run_id is not null
     group by all
 ), attempts as (
-    select scheduler_id, key_id, run_id from assigned
+    select scheduler, key_id, run_id from assigned
     union
-    select scheduler_id, key_id, run_id from ended
+    select scheduler, key_id, run_id from ended
     union
-    select scheduler_id, key_id, run_id from received
+    select scheduler, key_id, run_id from received
     union
-    select scheduler_id, key_id, run_id from told_by_worker
+    select scheduler, key_id, run_id from told_once where not is_by_scheduler
     union
-    select scheduler_id, key_id, run_id from begun
+    select scheduler, key_id, run_id from begun
 )
 select
-    a.scheduler_id,
+    a.scheduler,
     a.key_id,
     a.run_id,
     assigned_ns,
-    coalesce(assigned.worker, w.told.worker, s.told.worker) as worker,
-    coalesce(w.worker_id, received.worker_id, begun.worker_id) as worker_id,
+    coalesce(assigned_ns, received_ns, executing_ns, ended_ns) as place_ns,
+    coalesce(assigned.worker, w.worker, s.worker) as worker,
+    coalesce(w.worker_number, received.worker_number, begun.worker_number) as worker_number,
     from_state,
     coalesce(is_from_steal, false) as is_from_steal,
     victim,
@@ -147,29 +173,29 @@ select
     end_cause,
     received_ns,
     executing_ns,
-    coalesce(is_rescheduled, false) or coalesce(w.told.outcome, '') = 'rescheduled' as is_rescheduled,
+    coalesce(is_rescheduled, false) or coalesce(w.outcome, '') = 'rescheduled' as is_rescheduled,
     coalesce(is_cancelled, false) as is_cancelled,
-    w.told.outcome as worker_outcome,
+    w.outcome as worker_outcome,
     w.told_ns,
-    w.told is not null as is_told_by_worker,
-    coalesce(w.told.thread, s.told.thread) as thread,
-    coalesce(w.told.nbytes, s.told.nbytes) as nbytes,
-    coalesce(w.told.typename, s.told.typename) as typename,
-    w.told.start_s as worker_start_s,
-    w.told.stop_s as worker_stop_s,
-    w.told.delay_s as worker_delay_s,
-    s.told.start_s as scheduler_start_s,
-    s.told.stop_s as scheduler_stop_s,
+    w.told_ns is not null as is_told_by_worker,
+    coalesce(w.thread, s.thread) as thread,
+    coalesce(w.nbytes, s.nbytes) as nbytes,
+    coalesce(w.typename, s.typename) as typename,
+    w.start_s as worker_start_s,
+    w.stop_s as worker_stop_s,
+    w.delay_s as worker_delay_s,
+    s.start_s as scheduler_start_s,
+    s.stop_s as scheduler_stop_s,
     exception_text,
     coalesce(failed.is_told_by_worker, false) as is_failed
 from attempts a
-left join assigned using (scheduler_id, key_id, run_id)
-left join ended using (scheduler_id, key_id, run_id)
-left join received using (scheduler_id, key_id, run_id)
-left join begun using (scheduler_id, key_id, run_id)
-left join told_by_worker w using (scheduler_id, key_id, run_id)
-left join told_by_scheduler s using (scheduler_id, key_id, run_id)
-left join failed using (scheduler_id, key_id, run_id)
+left join assigned using (scheduler, key_id, run_id)
+left join ended using (scheduler, key_id, run_id)
+left join received using (scheduler, key_id, run_id)
+left join begun using (scheduler, key_id, run_id)
+left join (from told_once where not is_by_scheduler) w using (scheduler, key_id, run_id)
+left join (from told_once where is_by_scheduler) s using (scheduler, key_id, run_id)
+left join failed using (scheduler, key_id, run_id)
 """,
     is_inner=True,
 )
@@ -222,29 +248,40 @@ TASK_RUNS = View(
         ViewColumn("clock_error_s", "Bound of what times of the worker may be off by", "s", "no bound is known"),
     ),
     """
-with ordered as (
+with tried as materialized (
+    from attempts
+), tried_again as (
+    select scheduler, key_id from tried group by all having count(*) > 1
+), turns as (
+    -- Windows, and below asof joins, only where a key has several: they cost ten times what a join on numbers does.
     select
-        *,
+        scheduler,
+        key_id,
+        run_id,
         row_number() over key_order as attempt_number,
         lead(assigned_ns) over key_order as next_ns,
         lead(is_from_steal and assigned_ns is not null) over key_order as is_next_steal,
         lead(victim) over key_order as next_victim
-    from attempts
-    window key_order as (
-        partition by scheduler_id, key_id order by coalesce(assigned_ns, received_ns, executing_ns, ended_ns), run_id
-    )
+    from tried
+    semi join tried_again using (scheduler, key_id)
+    window key_order as (partition by scheduler, key_id order by place_ns, run_id)
 ), listed as (
-    select t.server_id as scheduler_id, t.key_id, s.time_ns, t.submission, t.prefix, t."group", t.function
+    select n.observer as scheduler, t.key_id, s.time_ns, t.submission, t.prefix, t."group", t.function
     from raw.tasks t
     join raw.submissions s on s.server_id = t.server_id and s.submission = t.submission
+    join server_numbers n on n.server_id = t.server_id
+), listed_again as (
+    select scheduler, key_id from listed group by all having count(*) > 1
 ), forgotten as (
-    select server_id as scheduler_id, key_id, time_ns as forgotten_ns
-    from raw.scheduler_transitions
-    where finish = 'forgotten'
-), graphs as (
+    select n.observer as scheduler, t.key_id, t.time_ns as forgotten_ns
+    from raw.scheduler_transitions t
+    join server_numbers n on n.server_id = t.server_id
+    semi join listed_again on listed_again.scheduler = n.observer and listed_again.key_id = t.key_id
+    where t.finish = 'forgotten'
+), listed_anew as (
     -- A graph lists known tasks too: what brought a task is the first since it was last forgotten.
     select
-        scheduler_id,
+        scheduler,
         key_id,
         min(time_ns) as time_ns,
         min(submission) as submission,
@@ -252,35 +289,59 @@ with ordered as (
         arg_min("group", submission) as "group",
         arg_min(function, submission) as function
     from (
-        select listed.*, forgotten.forgotten_ns
-        from listed
+        select l.*, forgotten.forgotten_ns
+        from (from listed semi join listed_again using (scheduler, key_id)) l
         asof left join forgotten
-            on forgotten.scheduler_id = listed.scheduler_id
-            and forgotten.key_id = listed.key_id
-            and listed.time_ns >= forgotten.forgotten_ns
+            on forgotten.scheduler = l.scheduler
+            and forgotten.key_id = l.key_id
+            and l.time_ns >= forgotten.forgotten_ns
     )
-    group by scheduler_id, key_id, forgotten_ns
+    group by scheduler, key_id, forgotten_ns
+), only_graphs as (
+    from listed
+    anti join listed_again using (scheduler, key_id)
+), one_of_graphs as (
+    select t.run_id, g.*
+    from tried t
+    asof join listed_anew g on g.scheduler = t.scheduler and g.key_id = t.key_id and t.place_ns >= g.time_ns
 ), readied as (
-    select server_id as scheduler_id, key_id, finish as from_state, time_ns as ready_ns
-    from raw.scheduler_transitions
-    where finish in ('queued', 'no-worker')
-), removals as (
-    select distinct server_id as scheduler_id, address as worker, stimulus_id as end_cause, true as is_removed
-    from raw.workers
-    where action = 'remove' and stimulus_id is not null
-), last_seen as (
-    select t.server_id as scheduler_id, t.key_id, max(t.time_ns) as last_ns
+    select n.observer as scheduler, t.key_id, t.finish as from_state, t.time_ns as ready_ns
     from raw.scheduler_transitions t
-    semi join (select distinct scheduler_id, key_id from attempts where ended_ns is null) open_ends
-        on open_ends.scheduler_id = t.server_id and open_ends.key_id = t.key_id
+    join server_numbers n on n.server_id = t.server_id
+    where t.finish in ('queued', 'no-worker')
+), readied_again as (
+    select scheduler, key_id, from_state from readied group by all having count(*) > 1
+), only_ready as (
+    from readied
+    anti join readied_again using (scheduler, key_id, from_state)
+), one_of_ready as (
+    select t.run_id, r.*
+    from tried t
+    asof join (from readied semi join readied_again using (scheduler, key_id, from_state)) r
+        on r.scheduler = t.scheduler
+        and r.key_id = t.key_id
+        and r.from_state = t.from_state
+        and t.assigned_ns >= r.ready_ns
+), removals as (
+    select distinct n.observer as scheduler, w.address as worker, w.stimulus_id as end_cause, true as is_removed
+    from raw.workers w
+    join server_numbers n on n.server_id = w.server_id
+    where w.action = 'remove' and w.stimulus_id is not null
+), last_seen as (
+    select n.observer as scheduler, t.key_id, max(t.time_ns) as last_ns
+    from raw.scheduler_transitions t
+    join server_numbers n on n.server_id = t.server_id
+    semi join (select distinct scheduler, key_id from tried where ended_ns is null) open_ends
+        on open_ends.scheduler = n.observer and open_ends.key_id = t.key_id
     group by all
 ), doubtful as (
-    select distinct server_id as scheduler_id, true as is_doubtful
-    from raw.losses
-    where "table" = 'scheduler_transitions' and kind <> 'not_captured'
+    select distinct n.observer as scheduler, true as is_doubtful
+    from raw.losses l
+    join server_numbers n on n.server_id = l.server_id
+    where l."table" = 'scheduler_transitions' and l.kind <> 'not_captured'
 ), spans as (
     select
-        s.scheduler_id,
+        n.scheduler,
         p.key_id,
         p.run_id,
         p.role = 'scheduler' as is_by_scheduler,
@@ -289,38 +350,53 @@ with ordered as (
         sum(p.stop_s - p.start_s) filter (p.action = 'disk-write') as disk_write_s,
         sum(p.stop_s - p.start_s) filter (p.action = 'deserialize') as deserialize_s
     from raw.startstops p
-    join servers s on s.server_id = p.server_id
+    join server_numbers n on n.server_id = p.server_id
     where p.run_id is not null
     group by all
 ), lives as (
-    select scheduler_id, address as worker, worker_id, came_s
-    from worker_lives
-    where address is not null and came_s is not null
+    select s.observer as scheduler, l.address as worker, n.observer as worker_number, l.came_s
+    from worker_lives l
+    join server_numbers s on s.server_id = l.scheduler_id
+    left join server_numbers n on n.server_id = l.worker_id
+    where l.address is not null and l.came_s is not null
+), lived_there as (
+    select t.scheduler, t.key_id, t.run_id, lives.worker_number
+    from tried t
+    asof join lives
+        on lives.scheduler = t.scheduler and lives.worker = t.worker and t.assigned_ns / 1e9 >= lives.came_s
+    where t.worker_number is null
 ), placed as (
     select
-        o.* exclude (worker_id),
-        coalesce(o.worker_id, lives.worker_id) as worker_id,
-        graphs.submission,
-        graphs.prefix,
-        graphs."group",
-        graphs.function,
-        graphs.time_ns as submitted_ns,
-        readied.ready_ns
-    from ordered o
-    asof left join graphs
-        on graphs.scheduler_id = o.scheduler_id
-        and graphs.key_id = o.key_id
-        and coalesce(o.assigned_ns, o.received_ns, o.executing_ns, o.ended_ns) >= graphs.time_ns
-    asof left join readied
-        on readied.scheduler_id = o.scheduler_id
-        and readied.key_id = o.key_id
-        and readied.from_state = o.from_state
-        and o.assigned_ns >= readied.ready_ns
-    asof left join lives
-        on lives.scheduler_id = o.scheduler_id and lives.worker = o.worker and o.assigned_ns / 1e9 >= lives.came_s
+        t.* exclude (worker_number),
+        coalesce(t.worker_number, lived_there.worker_number) as worker_number,
+        coalesce(turns.attempt_number, 1) as attempt_number,
+        turns.next_ns,
+        turns.is_next_steal,
+        turns.next_victim,
+        coalesce(only_graphs.submission, one_of_graphs.submission) as submission,
+        coalesce(only_graphs.prefix, one_of_graphs.prefix) as prefix,
+        coalesce(only_graphs."group", one_of_graphs."group") as "group",
+        coalesce(only_graphs.function, one_of_graphs.function) as function,
+        coalesce(only_graphs.time_ns, one_of_graphs.time_ns) as submitted_ns,
+        coalesce(only_ready.ready_ns, one_of_ready.ready_ns) as ready_ns
+    from tried t
+    left join turns using (scheduler, key_id, run_id)
+    left join only_graphs
+        on only_graphs.scheduler = t.scheduler and only_graphs.key_id = t.key_id and t.place_ns >= only_graphs.time_ns
+    left join one_of_graphs
+        on one_of_graphs.scheduler = t.scheduler and one_of_graphs.key_id = t.key_id and one_of_graphs.run_id = t.run_id
+    left join only_ready
+        on only_ready.scheduler = t.scheduler
+        and only_ready.key_id = t.key_id
+        and only_ready.from_state = t.from_state
+        and t.assigned_ns >= only_ready.ready_ns
+    left join one_of_ready
+        on one_of_ready.scheduler = t.scheduler and one_of_ready.key_id = t.key_id and one_of_ready.run_id = t.run_id
+    left join lived_there
+        on lived_there.scheduler = t.scheduler and lived_there.key_id = t.key_id and lived_there.run_id = t.run_id
 )
 select
-    p.scheduler_id,
+    schedulers.server_id as scheduler_id,
     keys.key,
     p.key_id,
     p.run_id,
@@ -329,7 +405,7 @@ select
     p.function,
     p.submission,
     p.worker,
-    p.worker_id,
+    workers.server_id as worker_id,
     clocks.host_id,
     p.thread,
     p.submitted_ns / 1e9 as submitted_s,
@@ -344,17 +420,17 @@ select
     case when p.ended_state = 'memory' then p.ended_ns / 1e9 end as stored_s,
     case when p.ended_ns is null and p.is_next_steal then p.next_ns else p.ended_ns end / 1e9 as ended_s,
     coalesce(p.worker_stop_s - p.worker_start_s, p.scheduler_stop_s - p.scheduler_start_s) as compute_s,
-    case when p.is_told_by_worker or ss.scheduler_id is not null
-        then coalesce(case when w.scheduler_id is not null then w.transfer_s else ss.transfer_s end, 0.0)
+    case when p.is_told_by_worker or ss.scheduler is not null
+        then coalesce(case when w.scheduler is not null then w.transfer_s else ss.transfer_s end, 0.0)
     end as transfer_s,
-    case when p.is_told_by_worker or ss.scheduler_id is not null
-        then coalesce(case when w.scheduler_id is not null then w.disk_read_s else ss.disk_read_s end, 0.0)
+    case when p.is_told_by_worker or ss.scheduler is not null
+        then coalesce(case when w.scheduler is not null then w.disk_read_s else ss.disk_read_s end, 0.0)
     end as disk_read_s,
-    case when p.is_told_by_worker or ss.scheduler_id is not null
-        then coalesce(case when w.scheduler_id is not null then w.disk_write_s else ss.disk_write_s end, 0.0)
+    case when p.is_told_by_worker or ss.scheduler is not null
+        then coalesce(case when w.scheduler is not null then w.disk_write_s else ss.disk_write_s end, 0.0)
     end as disk_write_s,
-    case when p.is_told_by_worker or ss.scheduler_id is not null
-        then coalesce(case when w.scheduler_id is not null then w.deserialize_s else ss.deserialize_s end, 0.0)
+    case when p.is_told_by_worker or ss.scheduler is not null
+        then coalesce(case when w.scheduler is not null then w.deserialize_s else ss.deserialize_s end, 0.0)
     end as deserialize_s,
     p.nbytes,
     p.typename,
@@ -386,15 +462,17 @@ select
     end as clock_error_s
 from placed p
 left join keys on keys.key_id = p.key_id
-left join clocks on clocks.server_id = p.worker_id
+left join server_numbers schedulers on schedulers.observer = p.scheduler
+left join server_numbers workers on workers.observer = p.worker_number
+left join clocks on clocks.server_id = workers.server_id
 left join removals
-    on removals.scheduler_id = p.scheduler_id and removals.worker = p.worker and removals.end_cause = p.end_cause
-left join last_seen on last_seen.scheduler_id = p.scheduler_id and last_seen.key_id = p.key_id
-left join doubtful on doubtful.scheduler_id = p.scheduler_id
-left join spans w
-    on w.scheduler_id = p.scheduler_id and w.key_id = p.key_id and w.run_id = p.run_id and not w.is_by_scheduler
-left join spans ss
-    on ss.scheduler_id = p.scheduler_id and ss.key_id = p.key_id and ss.run_id = p.run_id and ss.is_by_scheduler
+    on removals.scheduler = p.scheduler and removals.worker = p.worker and removals.end_cause = p.end_cause
+left join last_seen on last_seen.scheduler = p.scheduler and last_seen.key_id = p.key_id
+left join doubtful on doubtful.scheduler = p.scheduler
+left join (from spans where not is_by_scheduler) w
+    on w.scheduler = p.scheduler and w.key_id = p.key_id and w.run_id = p.run_id
+left join (from spans where is_by_scheduler) ss
+    on ss.scheduler = p.scheduler and ss.key_id = p.key_id and ss.run_id = p.run_id
 """,
     is_kept=True,
 )
