@@ -60,12 +60,17 @@ def table_lines(page: Page | MarkdownPage, rows: Sequence[Row], limit: int) -> N
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     numbers = {name for name in names if any(_is_number(row[name]) for row in rows)}
     cells = {name: [cell_text(name, row[name]) for row in rows[:limit]] for name in names}
+    zeros, left_out = [], []
     if isinstance(page, Page):
         names, left_out = _fitting(cells, numbers, page.console.width)
-    else:
-        left_out = []
+        if left_out:
+            zeros = [name for name in numbers if not any(row[name] for row in rows)]
+            others = {name: values for name, values in cells.items() if name not in zeros}
+            names, left_out = _fitting(others, numbers, page.console.width)
     headings = [f">{heading_text(name)}" if name in numbers else heading_text(name) for name in names]
     page.table(headings, list(zip(*(cells[name] for name in names), strict=True)))
+    if zeros:
+        page.line(f"nothing in any row: {', '.join(heading_text(name) for name in cells if name in zeros)}", "dim")
     if left_out:
         page.line(f"no room for {', '.join(map(heading_text, left_out))}; --json has all", "dim")
     if len(rows) > limit:
@@ -117,4 +122,6 @@ def cell_text(name: str, value: object) -> str:
             return f"{value:.1%}"
         if name.endswith("_count"):
             return count_text(value)
+        if isinstance(value, float):
+            return f"{value:.3g}"
     return inert(plain_value(value), _TEXT_LIMIT)
