@@ -28,6 +28,46 @@ PROGRAMS = {
             print(client.submit(die_once, 7, os.path.join(os.getcwd(), "died")).result())
             print(client.submit(add, *kept).result())
     """,
+    "gil_held": """
+        def hold(x):
+            __import__('ctypes').PyDLL(None).usleep(1_300_000)  # PyDLL keeps the GIL
+            return x
+        with local() as cluster, Client(cluster) as client:
+            wait(client.map(slow, range(12), t=0.05))
+            wait(client.map(hold, range(4)))
+            wait(client.map(slow, range(12, 24), t=0.05))
+    """,
+    "loop_blocked": """
+        async def nap(x):
+            time.sleep(1.3)
+            return x
+        with local() as cluster, Client(cluster) as client:
+            wait(client.map(slow, range(12), t=0.05))
+            wait(client.map(nap, range(4)))
+            wait(client.map(slow, range(12, 24), t=0.05))
+    """,
+    "no_such_resource": """
+        with local() as cluster, Client(cluster) as client:
+            done = client.map(slow, range(8), t=0.05)
+            wait(done)
+            held = client.submit(slow, 99, resources={"GPU": 1})
+            rest = client.map(add, done, [held] * 8)
+            time.sleep(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """,
+    "tiny_tasks": """
+        with local() as cluster, Client(cluster) as client:
+            wait(client.map(inc, range(3000)))
+    """,
+    "slow_start": """
+        with local() as cluster, Client(cluster) as client:
+            time.sleep(1.5)
+            print(client.submit(add, *client.map(inc, range(50))).result())
+    """,
+    "straggler": """
+        with local() as cluster, Client(cluster) as client:
+            print(client.submit(add, *client.map(slow, range(30), [0.02] * 29 + [2.5])).result())
+    """,
 }
 """Program bodies by the name of the trouble."""
 
