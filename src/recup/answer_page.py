@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 
 _TEXT_LIMIT = 60
 _TEXT_LEAST = 26
+_SENTENCES = ("meaning", "statement", "reason", "detail", "message")
+"""Columns that hold sentences: wrapped, not cut."""
 
 
 def answer_page(page: Page, document: Mapping[str, Any], tables: Sequence[str], limit: int) -> None:
@@ -60,7 +62,8 @@ def table_lines(page: Page | MarkdownPage, rows: Sequence[Row], limit: int) -> N
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     numbers = {name for name in names if any(_is_number(row[name]) for row in rows)}
     cells = {name: [cell_text(name, row[name]) for row in rows[:limit]] for name in names}
-    zeros, left_out = [], []
+    zeros: list[str] = []
+    left_out: list[str] = []
     if isinstance(page, Page):
         names, left_out = _fitting(cells, numbers, page.console.width)
         if left_out:
@@ -68,7 +71,7 @@ def table_lines(page: Page | MarkdownPage, rows: Sequence[Row], limit: int) -> N
             others = {name: values for name, values in cells.items() if name not in zeros}
             names, left_out = _fitting(others, numbers, page.console.width)
     headings = [f">{heading_text(name)}" if name in numbers else heading_text(name) for name in names]
-    page.table(headings, list(zip(*(cells[name] for name in names), strict=True)))
+    page.table(headings, list(zip(*(cells[name] for name in names), strict=True)), wrap=_SENTENCES)
     if zeros:
         page.line(f"nothing in any row: {', '.join(heading_text(name) for name in cells if name in zeros)}", "dim")
     if left_out:
@@ -118,10 +121,10 @@ def cell_text(name: str, value: object) -> str:
             return bytes_text(value)
         if name.endswith("_s"):
             return seconds_text(value)
-        if name.endswith("_share"):
+        if name == "share" or name.endswith("_share"):
             return f"{value:.1%}"
         if name.endswith("_count"):
             return count_text(value)
         if isinstance(value, float):
             return f"{value:.3g}"
-    return inert(plain_value(value), _TEXT_LIMIT)
+    return inert(plain_value(value), None if name in _SENTENCES else _TEXT_LIMIT)
