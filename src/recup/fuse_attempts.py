@@ -51,16 +51,8 @@ ATTEMPTS = View(
     """
 with observers as (
     select server_id, observer, scheduler from server_numbers
-), assigned as (
-    select
-        scheduler,
-        key_id,
-        run_id,
-        min(time_ns) as assigned_ns,
-        arg_min(worker, time_ns) as worker,
-        arg_min(from_state, time_ns) as from_state,
-        bool_and(victim is not null) as is_from_steal,
-        any_value(victim) as victim
+), sent as (
+    select n.observer as scheduler, key_id, run_id, time_ns as assigned_ns, worker, from_state, victim
     from (
         select server_id, key_id, run_id, time_ns, worker, start as from_state, null as victim
         from raw.scheduler_transitions
@@ -70,20 +62,48 @@ with observers as (
         from raw.steals
         where decision = 'confirm' and run_id is not null
     )
-    join (select server_id, observer as scheduler from observers) using (server_id)
-    group by scheduler, key_id, run_id
-), ended as (
+    join observers n using (server_id)
+), sent_twice as (
+    select scheduler, key_id, run_id from sent group by all having count(*) > 1
+), assigned as (
+    -- To choose among rows costs much, here and below, and next to no attempt has several.
+    select scheduler, key_id, run_id, assigned_ns, worker, from_state, victim is not null as is_from_steal, victim
+    from sent
+    anti join sent_twice using (scheduler, key_id, run_id)
+    union all
     select
-        o.observer as scheduler,
+        scheduler,
+        key_id,
+        run_id,
+        min(assigned_ns),
+        arg_min(worker, assigned_ns),
+        arg_min(from_state, assigned_ns),
+        bool_and(victim is not null),
+        any_value(victim)
+    from sent
+    semi join sent_twice using (scheduler, key_id, run_id)
+    group by scheduler, key_id, run_id
+), finished as (
+    select
+        n.observer as scheduler,
         t.key_id,
         t.run_id,
-        min(t.time_ns) as ended_ns,
-        arg_min(t.finish, t.time_ns) as ended_state,
-        arg_min(t.stimulus_id, t.time_ns) as end_cause
+        t.time_ns as ended_ns,
+        t.finish as ended_state,
+        t.stimulus_id as end_cause
     from raw.scheduler_transitions t
-    join observers o on o.server_id = t.server_id
+    join observers n on n.server_id = t.server_id
     where t.start = 'processing' and t.run_id is not null
-    group by all
+), finished_twice as (
+    select scheduler, key_id, run_id from finished group by all having count(*) > 1
+), ended as (
+    from finished
+    anti join finished_twice using (scheduler, key_id, run_id)
+    union all
+    select scheduler, key_id, run_id, min(ended_ns), arg_min(ended_state, ended_ns), arg_min(end_cause, ended_ns)
+    from finished
+    semi join finished_twice using (scheduler, key_id, run_id)
+    group by scheduler, key_id, run_id
 ), received as (
     select o.scheduler, r.key_id, r.run_id, min(r.time_ns) as received_ns, any_value(o.observer) as worker_number
     from raw.receptions r
@@ -125,7 +145,6 @@ with observers as (
 ), told_twice as (
     select is_by_scheduler, scheduler, key_id, run_id from told group by all having count(*) > 1
 ), told_once as (
-    -- To choose among rows costs much, and next to no attempt has several.
     from told
     anti join told_twice using (is_by_scheduler, scheduler, key_id, run_id)
     union all
@@ -302,7 +321,7 @@ with tried as materialized (
     anti join listed_again using (scheduler, key_id)
 ), one_of_graphs as (
     select t.run_id, g.*
-    from tried t
+    from (from tried semi join listed_again using (scheduler, key_id)) t
     asof join listed_anew g on g.scheduler = t.scheduler and g.key_id = t.key_id and t.place_ns >= g.time_ns
 ), readied as (
     select n.observer as scheduler, t.key_id, t.finish as from_state, t.time_ns as ready_ns
@@ -316,7 +335,7 @@ with tried as materialized (
     anti join readied_again using (scheduler, key_id, from_state)
 ), one_of_ready as (
     select t.run_id, r.*
-    from tried t
+    from (from tried semi join readied_again using (scheduler, key_id, from_state)) t
     asof join (from readied semi join readied_again using (scheduler, key_id, from_state)) r
         on r.scheduler = t.scheduler
         and r.key_id = t.key_id
@@ -344,11 +363,17 @@ with tried as materialized (
         n.scheduler,
         p.key_id,
         p.run_id,
-        p.role = 'scheduler' as is_by_scheduler,
-        sum(p.stop_s - p.start_s) filter (p.action = 'transfer') as transfer_s,
-        sum(p.stop_s - p.start_s) filter (p.action = 'disk-read') as disk_read_s,
-        sum(p.stop_s - p.start_s) filter (p.action = 'disk-write') as disk_write_s,
-        sum(p.stop_s - p.start_s) filter (p.action = 'deserialize') as deserialize_s
+        bool_or(p.role <> 'scheduler') as is_told,
+        bool_or(p.role = 'scheduler') as is_told_by_scheduler,
+        sum(p.stop_s - p.start_s) filter (p.role <> 'scheduler' and p.action = 'transfer') as transfer_s,
+        sum(p.stop_s - p.start_s) filter (p.role <> 'scheduler' and p.action = 'disk-read') as disk_read_s,
+        sum(p.stop_s - p.start_s) filter (p.role <> 'scheduler' and p.action = 'disk-write') as disk_write_s,
+        sum(p.stop_s - p.start_s) filter (p.role <> 'scheduler' and p.action = 'deserialize') as deserialize_s,
+        sum(p.stop_s - p.start_s) filter (p.role = 'scheduler' and p.action = 'transfer') as scheduler_transfer_s,
+        sum(p.stop_s - p.start_s) filter (p.role = 'scheduler' and p.action = 'disk-read') as scheduler_disk_read_s,
+        sum(p.stop_s - p.start_s) filter (p.role = 'scheduler' and p.action = 'disk-write') as scheduler_disk_write_s,
+        sum(p.stop_s - p.start_s) filter (p.role = 'scheduler' and p.action = 'deserialize')
+            as scheduler_deserialize_s
     from raw.startstops p
     join server_numbers n on n.server_id = p.server_id
     where p.run_id is not null
@@ -420,17 +445,17 @@ select
     case when p.ended_state = 'memory' then p.ended_ns / 1e9 end as stored_s,
     case when p.ended_ns is null and p.is_next_steal then p.next_ns else p.ended_ns end / 1e9 as ended_s,
     coalesce(p.worker_stop_s - p.worker_start_s, p.scheduler_stop_s - p.scheduler_start_s) as compute_s,
-    case when p.is_told_by_worker or ss.scheduler is not null
-        then coalesce(case when w.scheduler is not null then w.transfer_s else ss.transfer_s end, 0.0)
+    case when p.is_told_by_worker or spans.is_told_by_scheduler
+        then coalesce(case when spans.is_told then spans.transfer_s else spans.scheduler_transfer_s end, 0.0)
     end as transfer_s,
-    case when p.is_told_by_worker or ss.scheduler is not null
-        then coalesce(case when w.scheduler is not null then w.disk_read_s else ss.disk_read_s end, 0.0)
+    case when p.is_told_by_worker or spans.is_told_by_scheduler
+        then coalesce(case when spans.is_told then spans.disk_read_s else spans.scheduler_disk_read_s end, 0.0)
     end as disk_read_s,
-    case when p.is_told_by_worker or ss.scheduler is not null
-        then coalesce(case when w.scheduler is not null then w.disk_write_s else ss.disk_write_s end, 0.0)
+    case when p.is_told_by_worker or spans.is_told_by_scheduler
+        then coalesce(case when spans.is_told then spans.disk_write_s else spans.scheduler_disk_write_s end, 0.0)
     end as disk_write_s,
-    case when p.is_told_by_worker or ss.scheduler is not null
-        then coalesce(case when w.scheduler is not null then w.deserialize_s else ss.deserialize_s end, 0.0)
+    case when p.is_told_by_worker or spans.is_told_by_scheduler
+        then coalesce(case when spans.is_told then spans.deserialize_s else spans.scheduler_deserialize_s end, 0.0)
     end as deserialize_s,
     p.nbytes,
     p.typename,
@@ -469,10 +494,7 @@ left join removals
     on removals.scheduler = p.scheduler and removals.worker = p.worker and removals.end_cause = p.end_cause
 left join last_seen on last_seen.scheduler = p.scheduler and last_seen.key_id = p.key_id
 left join doubtful on doubtful.scheduler = p.scheduler
-left join (from spans where not is_by_scheduler) w
-    on w.scheduler = p.scheduler and w.key_id = p.key_id and w.run_id = p.run_id
-left join (from spans where is_by_scheduler) ss
-    on ss.scheduler = p.scheduler and ss.key_id = p.key_id and ss.run_id = p.run_id
+left join spans on spans.scheduler = p.scheduler and spans.key_id = p.key_id and spans.run_id = p.run_id
 """,
     is_kept=True,
 )
