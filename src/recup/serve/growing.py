@@ -116,7 +116,7 @@ class GrowingSpool:
 
 
 def integers(column: pa.Array) -> npt.NDArray[Any]:
-    """Return a column of whole numbers; null is -1."""
+    """Return a column of numbers; null is -1."""
     values: npt.NDArray[Any] = column.fill_null(-1).to_numpy(zero_copy_only=False)
     return values
 
@@ -125,5 +125,11 @@ def mapped(column: pa.Array, number: Callable[[Any], int]) -> npt.NDArray[Any]:
     """Return a number for each text of a category column; `number` is asked once per category, and for null if need be."""
     of_null = number(None) if column.null_count else -1
     numbers = np.array([*map(number, column.dictionary.to_pylist()), of_null], dtype=np.int64)
-    values: npt.NDArray[Any] = numbers[column.indices.fill_null(len(numbers) - 1).to_numpy(zero_copy_only=False)]
+    values: npt.NDArray[Any] = numbers[codes_in(column)]
     return values
+
+
+def codes_in(column: pa.Array) -> npt.NDArray[Any]:
+    """Return the place of each value of a category column in its dictionary; null is one past its end."""
+    codes: npt.NDArray[Any] = column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)
+    return codes

@@ -24,7 +24,7 @@ import pyarrow as pa
 from recup.analyse.listing import run_state
 from recup.errors import RecupError
 from recup.rundir import read_manifest
-from recup.serve.growing import GrowingSpool, GrowingWorker, integers, mapped
+from recup.serve.growing import GrowingSpool, GrowingWorker, codes_in, integers, mapped
 from recup.serve.lanes import WINDOW_S, Lanes
 from recup.serve.progress import OTHERS, OUTCOMES, PREFIX_LIMIT, SHOWN, STATES, Prefixes, Progress, TimeLines
 from recup.serve.stream_tail import UNREADABLE, StreamTail
@@ -168,7 +168,7 @@ class LiveRun:
             ["time_ns", "action", "address", "worker_id", "name", "thread_count", "memory_limit_bytes"]
         ).to_pylist():
             if row["action"] == "remove":
-                worker = self._by_address.pop(row["address"], None)
+                worker = self._by_address.get(row["address"])
                 if worker is not None:
                     self._gone(worker, row["time_ns"])
                 continue
@@ -186,20 +186,32 @@ class LiveRun:
     def _take_scheduler_samples(self, spool: GrowingSpool, batch: pa.RecordBatch) -> None:
         self._seen(batch)
         metrics = mapped(batch.column("metric"), lambda name: _SCHEDULER_METRICS.get(name, -1))
-        for place in np.flatnonzero(metrics >= 0).tolist():
-            subject, value = batch.column("subject")[place].as_py(), batch.column("value")[place].as_py()
-            time_ns, metric = batch.column("time_ns")[place].as_py(), _SCHEDULER_NAMES[metrics[place]]
-            if subject is None:
-                if metric == "occupancy_s":
-                    self._lines.put(("occupancy", spool.path.name), time_ns, value)
-                elif metric == "event_loop_lag_s":
-                    self._lag(spool, time_ns, value)
-            elif (worker := self._by_address.get(subject)) is not None:
-                name = _WORKER_FACTS.get(metric)
-                if name is not None and not (name == "memory_bytes" and worker.is_captured):
-                    worker.facts[name] = value
-                    if name == "memory_bytes":
-                        self._lines.put(("memory", worker.number), time_ns, value)
+        kept = np.flatnonzero(metrics >= 0)
+        subjects = batch.column("subject")
+        names = [*subjects.dictionary.to_pylist(), None]
+        for subject_code, time_ns, value, metric in zip(
+            codes_in(subjects)[kept].tolist(),
+            integers(batch.column("time_ns"))[kept].tolist(),
+            integers(batch.column("value"))[kept].tolist(),
+            metrics[kept].tolist(),
+            strict=True,
+        ):
+            self._take_scheduler_sample(spool, _SCHEDULER_NAMES[metric], names[subject_code], time_ns, value)
+
+    def _take_scheduler_sample(
+        self, spool: GrowingSpool, metric: str, subject: str | None, time_ns: int, value: float
+    ) -> None:
+        if subject is None:
+            if metric == "occupancy_s":
+                self._lines.put(("occupancy", spool.path.name), time_ns, value)
+            elif metric == "event_loop_lag_s":
+                self._lag(spool, time_ns, value)
+        elif (worker := self._by_address.get(subject)) is not None:
+            name = _WORKER_FACTS.get(metric)
+            if name is not None and not (name == "memory_bytes" and worker.is_captured):
+                worker.facts[name] = value
+                if name == "memory_bytes":
+                    self._lines.put(("memory", worker.number), time_ns, value)
 
     def _take_errors(self, spool: GrowingSpool, batch: pa.RecordBatch) -> None:
         self._seen(batch)
@@ -232,13 +244,12 @@ class LiveRun:
         telling = np.flatnonzero((finishes == 2) | ((starts == 1) & (finishes == 0)))
         if not len(telling):
             return
-        rows = batch.take(pa.array(telling))
-        ids, times = integers(rows.column("key")), integers(rows.column("time_ns"))
-        columns = (ids, times, integers(rows.column("run_id")), spool.prefixes_of(ids), finishes[telling])
-        failed = mapped(rows.column("finish"), lambda state: int(state == "error"))
+        ids, times, attempts = (integers(batch.column(name))[telling] for name in ("key", "time_ns", "run_id"))
+        failed = mapped(batch.column("finish"), lambda state: int(state == "error"))[telling]
+        columns = (ids, times, attempts, spool.prefixes_of(ids), finishes[telling] == 2, failed)
         shown_ns = self._now_ns() - WINDOW_S * 1e9
         for key_id, time_ns, attempt, prefix, begins, is_failed in zip(
-            *(column.tolist() for column in (*columns, failed)), strict=True
+            *(column.tolist() for column in columns), strict=True
         ):
             if begins:
                 worker.slots.start(key_id, time_ns, prefix, attempt)

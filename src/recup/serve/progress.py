@@ -6,6 +6,7 @@ number of points: when a run outgrows them, two become one.  It reads no file.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ class TimeLines:
         line[place] = np.fmax(line[place], values) if peak else values
 
     def _place(self, time_ns: int) -> int:
-        seconds = max(0.0, (time_ns - self.start_ns) / 1e9)
+        # A clock that is far ahead must not take all the room.
+        seconds = max(0.0, (min(time_ns, time.time_ns() + 60e9) - self.start_ns) / 1e9)
         while seconds >= self.step_s * _POINTS:
             self._halve()
         place = int(seconds / self.step_s)

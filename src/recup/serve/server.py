@@ -23,8 +23,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from recup.errors import RecupError, RunNotFound
@@ -314,15 +314,15 @@ async def serve(
     """
     runs = RunsRoot(root)
     try:
-        sockets = bind_sockets(port, address=host or "127.0.0.1")
+        listening = _listening(host or "127.0.0.1", port)
     except OSError as reason:
         place = f"{host or '127.0.0.1'}:{port}"
         raise RecupError(f"{place} cannot be listened on: {reason.strerror or reason}. Try another --port.") from reason
-    port = sockets[0].getsockname()[1]
+    port = listening.getsockname()[1]
     names = {"localhost"} if host is None else {"localhost", host.lower(), *map(str.lower, _own_names())}
     context = _Context(runs, token or secrets.token_urlsafe(24), frozenset(names), port)
     server = HTTPServer(_application(context), max_body_size=65_536, max_header_size=32_768)
-    server.add_sockets(sockets)
+    server.add_socket(listening)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     handled = []
@@ -331,7 +331,9 @@ async def serve(
             loop.add_signal_handler(number, ended.set)
             handled.append(number)
     try:
+        # What takes long once is done before anybody waits: the list, and pyarrow's search for pandas.
         context.readers.submit(runs.listing)
+        context.readers.submit(pa.array, [0])
         started(f"http://{_shown_host(host)}:{port}/?token={context.token}")
         await ended.wait()
     finally:
@@ -341,6 +343,13 @@ async def serve(
         await server.close_all_connections()
         await context.reports.close()
         context.readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listening = socket.create_server(place, family=family, backlog=128)
+    listening.setblocking(False)
+    return listening
 
 
 def _own_names() -> list[str]:

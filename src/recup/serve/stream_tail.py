@@ -118,15 +118,17 @@ class StreamTail:
         upto = self.size() if upto is None else upto
         while self.offset < upto:
             wanted = min(limit, upto - self.offset)
+            batches: list[GrownBatch] = []
             try:
-                batches = self._taken(self._bytes(self.offset, wanted))
+                data = self._bytes(self.offset, wanted)
             except OSError as reason:
-                # Arrow reports bad data as OSError too, but without a number of the system.
-                self.problem = f"{self.path.name} cannot be read: {reason.strerror or reason}"
+                self.problem = f"{self.path.name} cannot be read: {reason.strerror}"
                 return []
-            except UNREADABLE as reason:
+            try:
+                self._take(data, batches)
+            except (OSError, *UNREADABLE) as reason:  # Arrow reports bad data as OSError too
                 self.problem = f"{self.path.name} is damaged after {self.offset} bytes: {reason}"[:300]
-                return []
+                return batches
             if batches or wanted < limit:
                 return batches
             limit *= 4  # one batch larger than that
@@ -144,26 +146,33 @@ class StreamTail:
         finally:
             os.close(descriptor)
 
-    def _taken(self, data: bytes) -> list[GrownBatch]:
-        found = list(messages(data))
+    def _take(self, data: bytes, batches: list[GrownBatch]) -> None:
+        """Append the whole batches of some bytes; where bytes are bad, those before them, and raise."""
+        found: list[Message] = []
+        bad: Exception | None = None
+        try:
+            found.extend(messages(data))
+        except UNREADABLE as reason:
+            bad = reason
         while found and found[-1].kind == _DICTIONARY:  # they come with the batch that needs them
             found.pop()
-        if not found:
-            return []
-        if not self._header and found[0].kind == _SCHEMA:
-            self._header = data[: found[0].end]
-            found.pop(0)
-        whole = [each for each in found if each.kind == _BATCH]
-        batches = self._decoded(data[found[0].begin : found[-1].end]) if whole else []
-        for each in found:
-            if each.dictionary is not None:
-                self._dictionaries[each.dictionary] = data[each.begin : each.end]
-        grown = [
-            GrownBatch(rows, self.offset + at.begin, self.offset + at.end)
-            for rows, at in zip(batches, whole, strict=True)
-        ]
-        self.offset += found[-1].end if found else len(self._header)
-        return grown
+        if found and not self._header and found[0].kind == _SCHEMA:
+            first = found.pop(0)
+            self._header = data[: first.end]
+            self.offset += 0 if found else first.end
+        if found:
+            whole = [each for each in found if each.kind == _BATCH]
+            rows = self._decoded(data[found[0].begin : found[-1].end])
+            batches += [
+                GrownBatch(each, self.offset + at.begin, self.offset + at.end)
+                for each, at in zip(rows, whole, strict=True)
+            ]
+            for each in found:
+                if each.dictionary is not None:
+                    self._dictionaries[each.dictionary] = data[each.begin : each.end]
+            self.offset += found[-1].end
+        if bad is not None:
+            raise bad
 
     def _decoded(self, data: bytes) -> list[pa.RecordBatch]:
         stream = b"".join((self._header, *self._dictionaries.values(), data))
