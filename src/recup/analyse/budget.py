@@ -39,7 +39,7 @@ BINS = 200
 """Bins of a budget that nobody asked otherwise; a tenth of them is shown."""
 NOTABLE_SHARE = 0.1
 """Share of the budget from which on a category is a conclusion: less is worth little to anyone."""
-NOTABLE_WALL_S = 0.5
+NOTABLE_WALL_S = 1.0
 """And as much of the wall time: shorter is the come and go of any start."""
 USUAL_START_S = 15.0
 """Wall time without workers or wanted tasks that says nothing: imports, start of processes, and end."""

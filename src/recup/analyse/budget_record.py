@@ -262,7 +262,7 @@ def read_record(run: Run) -> Found:
         return numbers(rows[name]) - frame.start_s
 
     place, prefix = places.workers(attempts), _codes(attempts["prefix"], prefix_codes)
-    waits, executing, shares, notes = _of_attempts(attempts, moments, place, prefix, places)
+    waits, executing, shares, notes = _of_attempts(attempts, moments, place, prefix)
     acting, of = places.workers(activities), _codes(activities["prefix"], prefix_codes)
     action = _codes(activities["action"], {"disk-write": 1, "disk-read": 1, "deserialize": 2})
     begin, end = moments(activities, "start_s"), moments(activities, "stop_s")
@@ -270,7 +270,7 @@ def read_record(run: Run) -> Found:
         chosen = np.flatnonzero((action == code) & (acting >= 0))
         waits[kind] = Spans(acting[chosen], begin[chosen], end[chosen], of[chosen])
     waits["paused"] = _paused(run, frame, places)
-    cluster = places.clusters(attempts)
+    cluster = places.clusters(attempts, place)
     assigned, ready, ended = (moments(attempts, f"{name}_s") for name in ("assigned", "ready", "ended"))
     queued = np.flatnonzero(assigned > ready)
     left = numbers(lives["left_s"])
@@ -291,7 +291,7 @@ def read_record(run: Run) -> Found:
         shares=shares,
         waits=waits,
         queued=Spans(cluster[queued], ready[queued], assigned[queued], prefix[queued]),
-        wanted=_wanted(run, frame, places, attempts, moments),
+        wanted=_wanted(run, places, attempts, cluster, moments),
         prefixes=tuple(names),
         attempts=np.bincount(prefix, minlength=len(names)),
     )
@@ -305,7 +305,7 @@ def read_record(run: Run) -> Found:
 
 
 def _of_attempts(
-    attempts: pa.Table, moments: Any, place: Integers, prefix: Integers, places: _Places
+    attempts: pa.Table, moments: Any, place: Integers, prefix: Integers
 ) -> tuple[dict[str, Spans], Spans, Floats, dict[str, Any]]:
     """Return what attempts did: waits by kind, tasks in threads and their shares, and what is to be said."""
     names = ("assigned", "received", "inputs", "executing", "started", "stopped", "seceded", "ended", "closed")
@@ -348,6 +348,8 @@ def _of_attempts(
     in_hand = _or(started, executing)
     gone = _or(in_hand, _or(ended, np.inf))
     is_told = np.isfinite(received)
+    # Whose way to its thread is not told in steps cannot be said to have waited for inputs.
+    inputs = _or(inputs, _or(executing, np.where(np.isfinite(started), received, np.nan)))
     # A worker that died or was cut off may have begun what its lost rows do not tell.
     is_given = ~np.isfinite(in_hand) & (outcome == 3) & ~(is_told & ~np.isfinite(inputs))
     wait("given", is_given, _or(inputs, _or(received, assigned)), gone)
@@ -396,7 +398,7 @@ def _shares(attempts: pa.Table, wall: Floats, is_unfinished: Mask) -> tuple[Floa
     return shares, is_split
 
 
-def _wanted(run: Run, frame: Window, places: _Places, attempts: pa.Table, moments: Any) -> Spans:
+def _wanted(run: Run, places: _Places, attempts: pa.Table, cluster: Integers, moments: Any) -> Spans:
     """Return when any task was wanted: graphs until they were done, and every attempt."""
     graphs = run.sql(WANTED_SQL).to_arrow_table()
     is_open = numbers(graphs["is_open"]) > 0
@@ -407,7 +409,7 @@ def _wanted(run: Run, frame: Window, places: _Places, attempts: pa.Table, moment
     seen = np.fmax(np.fmax(stopped, executing), np.fmax(received, assigned))
     end = np.where(is_running, np.inf, _or(ended, seen))
     chosen = np.flatnonzero(end > begin)
-    cluster = places.clusters(attempts)[chosen]
+    cluster = cluster[chosen]
     return Spans(
         np.concatenate([places.clusters(graphs), cluster]),
         np.concatenate([moments(graphs, "start_s"), begin[chosen]]),
@@ -451,6 +453,7 @@ class _Places:
         self.worker: dict[tuple[str, str], int] = {}
         self.cluster_of: dict[str, int] = {}
         self.at_address: dict[tuple[str, str], list[int]] = {}
+        self.named: dict[str, list[int]] = {}
         clusters: list[int] = []
         of_lives: list[int] = []
         addresses = lives["address"].to_pylist()
@@ -463,13 +466,18 @@ class _Places:
                 self.worker[place] = len(clusters)
                 clusters.append(cluster)
                 self.at_address.setdefault((scheduler_id, address), []).append(self.worker[place])
+                self.named.setdefault(identity, []).append(self.worker[place])
             of_lives.append(self.worker[place])
         self.cluster = np.array(clusters, np.int64)
         self.of_lives = np.array(of_lives, np.int64)
 
-    def clusters(self, rows: pa.Table) -> Integers:
-        """Return the cluster of each row; -1 where none of its workers is known."""
-        return _codes(rows["scheduler_id"], self.cluster_of, -1)
+    def clusters(self, rows: pa.Table, workers: Integers | None = None) -> Integers:
+        """Return the cluster of each row, by its scheduler or else its worker; -1 where none is known."""
+        clusters = _codes(rows["scheduler_id"], self.cluster_of, -1)
+        if workers is not None:
+            lacking = np.flatnonzero((clusters < 0) & (workers >= 0))
+            clusters[lacking] = self.cluster[workers[lacking]]
+        return clusters
 
     def workers(self, rows: pa.Table) -> Integers:
         """Return the worker of each row; -1 where it is not known."""
@@ -482,8 +490,8 @@ class _Places:
             for place, name in enumerate(identity.dictionary.to_pylist()):
                 found = self.worker.get((scheduler_id, name))
                 if found is None:
-                    # Where the server's id is not told, an address that only one worker had names it.
-                    here = self.at_address.get((scheduler_id, name), ())
+                    # An address that only one worker had names it too, and so does a server's id alone.
+                    here = self.at_address.get((scheduler_id, name), []) or self.named.get(name, [])
                     found = here[0] if len(here) == 1 else -1
                 table[at, place] = found
         found_at: Integers = table[_content(scheduler.indices, np.int32), _content(identity.indices, np.int32)]

@@ -184,8 +184,6 @@ def sweep(record: Record, bin_count: int) -> Sums:
     placed = {"life": _by_place(record.lives.place, starts, stops, lasting)}
     for kind, spans in (("executing", record.executing), *record.waits.items()):
         begin, end = clock.ticks(spans.start_s), clock.ticks(spans.stop_s)
-        if kind == "paused":
-            begin, end = _apart(spans.place, begin, end)
         placed[kind] = _by_place(spans.place, begin, end, np.flatnonzero((end > begin) & (spans.place >= 0)))
     rests = []
     for each in _chunks(placed, len(record.cluster)):
@@ -214,7 +212,8 @@ class _Clock:
 
     def ticks(self, seconds: Floats) -> Integers:
         """Return moments in ticks, those outside the window at its ends; what is not told at its start."""
-        return np.clip(np.nan_to_num(seconds, nan=0.0) / self.tick_s, 0, self.wall).astype(np.int64)
+        inside = np.clip(np.nan_to_num(seconds, nan=0.0), 0.0, (self.wall + 1) * self.tick_s)
+        return np.minimum(np.rint(inside / self.tick_s).astype(np.int64), self.wall)
 
 
 class _Pieces:
@@ -478,12 +477,11 @@ def _chunks(placed: dict[str, _Placed], worker_count: int) -> Iterator[dict[str,
 
 def _apart(place: Integers, start: Integers, stop: Integers) -> tuple[Integers, Integers]:
     """Return starts and stops of spans of which none at one place overlaps the next: each ends where that begins."""
+    ends = np.maximum(stop, start)
     order = np.lexsort((stop, start, place))
-    following = np.full(len(order), np.iinfo(np.int64).max)
+    order = order[ends[order] > start[order]]
     same = place[order][1:] == place[order][:-1]
-    following[:-1][same] = start[order][1:][same]
-    ends = np.empty(len(order), np.int64)
-    ends[order] = np.maximum(np.minimum(stop[order], following), start[order])
+    ends[order[:-1][same]] = np.minimum(ends[order[:-1]], start[order[1:]])[same]
     return start, ends
 
 
