@@ -41,7 +41,9 @@ _VERBS = (
     "io",
     "profile",
     "story",
+    "lineage",
     "map",
+    "report",
     "sql",
     "check",
     "serve",
@@ -499,6 +501,41 @@ def story_verb(key: str, run: str, as_json: bool) -> None:
             story_functions(page, functions)
 
 
+@main.command("lineage")
+@click.argument("target", metavar="KEY|FILE")
+@click.option(
+    "--direction",
+    type=click.Choice(("up", "down", "both")),
+    default="both",
+    show_default=True,
+    help="What is behind it, what came of it, or both.",
+)
+@click.option("--depth", type=click.IntRange(min=1), help="Steps to go at most.  [default: all]")
+@click.option("--run", "run", default="last", show_default=True, help="The run it is in.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print of each list.")
+@_json_option
+def lineage_verb(target: str, *, direction: str, depth: int | None, run: str, limit: int, as_json: bool) -> None:
+    """Tell what is behind a result or a file, and what came of it.
+
+    Tasks, files they read and wrote, source line, script, repository and versions.  KEY is
+    the key of a task or a part of it that no other key has; FILE a path or its last parts.
+    Files need a run recorded with `recup run --darshan`, and only reads and writes that are
+    surely of one task count.
+
+    \b
+    Example:
+      recup lineage "('sum-aggregate-4f1c', 0)"
+      recup lineage labels-00003.tif --direction up
+    """
+    from recup.analyse.lineage import lineage
+    from recup.lineage_page import lineage_page
+    from recup.terminal import Page, print_json
+
+    with _opened(run) as opened:
+        document = lineage(opened, target, direction, depth)
+    print_json(document) if as_json else lineage_page(Page(whole_rows=True), document, limit)
+
+
 @main.command("io")
 @_run_argument
 @click.option(
@@ -624,6 +661,42 @@ def sql_verb(
             print_json(rows) if form == "json" else tables_page(Page(whole_rows=True), rows)
         else:
             write_answer(opened.sql(query), form, output, limit)
+
+
+@main.command("report")
+@click.argument("runs", nargs=-1, metavar="[RUN] [OTHER]")
+@click.option(
+    "-o",
+    "output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="File to write.  [default: recup-RUN.html here]",
+)
+@_json_option
+def report_verb(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
+    """Write a report of a run, or of what differs between two, as one HTML file.
+
+    The file holds everything it shows: it opens in a browser without a network, and can be
+    sent as it is.  Of two runs, OTHER is held against RUN.
+
+    \b
+    Example:
+      recup report
+      recup report 20261124T0233 -o monday.html
+      recup report monday tuesday
+    """
+    from recup.report.html import write_comparison, write_report
+    from recup.terminal import bytes_text, inert, print_json
+
+    if len(runs) > 2:
+        raise click.UsageError("A report is of one run, or of two: RUN and OTHER.")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(_opened(name)) for name in runs or ("last",)]
+        ids = [run.run_id for run in opened]
+        path = output or f"recup-{'-'.join(ids)}.html"
+        size = write_comparison(*opened, path) if len(opened) == 2 else write_report(opened[0], path)
+    document = {"path": str(Path(path).absolute()), "run_ids": ids, "size_bytes": size}
+    print_json(document) if as_json else click.echo(inert(f"{path}: {bytes_text(size)}"))
 
 
 @main.command("check")
