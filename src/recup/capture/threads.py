@@ -132,6 +132,8 @@ class ThreadCounters:
 
 
 def _queue_wait(before: bytes, after: bytes) -> int:
+    if before is after and before:
+        return 0
     try:
         return int(after.split()[1]) - int(before.split()[1])
     except (IndexError, ValueError):
@@ -283,7 +285,10 @@ def _call(node: Any, values: Any) -> Any:
             if begun is not None:
                 used0, schedstat0, io0, cpu0, start_ns, start = begun
                 wall, cpu = perf_counter_ns() - start, thread_time_ns() - cpu0
-                io1, schedstat1, used = pread(io, 512, 0), pread(schedstat, 96, 0), getrusage(RUSAGE_THREAD)
+                io1, used = pread(io, 512, 0), getrusage(RUSAGE_THREAD)
+                # A thread that was never off its CPU has not waited for one.
+                stayed = used[14] == used0[14] and used[15] == used0[15]
+                schedstat1 = schedstat0 if stayed else pread(schedstat, 96, 0)
                 # By place: user, system, voluntary and involuntary switches, minor and major faults.
                 counters.leave(
                     (
