@@ -200,17 +200,17 @@ def check(run):
         bins = budget_over_time(run, bin_count).to_pylist()
         assert len(bins) == bin_count
         for each in bins:
-            assert sum(each[f"{name}_s"] for name in NAMES) == pytest.approx(total / bin_count, abs=1e-6)
+            assert sum(each[f"{name}_s"] for name in NAMES) == pytest.approx(total / bin_count, rel=1e-9, abs=1e-6)
         if total:
             assert bins[-1]["stop_at_s"] - bins[0]["start_at_s"] == pytest.approx(wall_s)
     for each in workers.to_pylist():
         assert sum(each[f"{name}_s"] for name in NAMES) == pytest.approx(each["total_s"])
-    assert sum(workers["total_s"].to_pylist()) == pytest.approx(total - by_name["worker_absent"], abs=1e-6)
+    assert sum(workers["total_s"].to_pylist()) == pytest.approx(total - by_name["worker_absent"], rel=1e-9, abs=1e-6)
     for name in OF_TASKS:
-        assert sum(prefixes[f"{name}_s"].to_pylist()) == pytest.approx(by_name[name], abs=1e-6)
+        assert sum(prefixes[f"{name}_s"].to_pylist()) == pytest.approx(by_name[name], rel=1e-9, abs=1e-6)
     answer = budget(run)
     assert answer.headline and answer.basis
-    return {name: pytest.approx(value, abs=1e-6) for name, value in by_name.items() if value > 1e-9}
+    return {name: pytest.approx(value, rel=1e-9, abs=1e-6) for name, value in by_name.items() if value > 1e-9}
 
 
 def test_a_small_run_is_split_to_the_last_second(tmp_path):

@@ -169,8 +169,9 @@ def sweep(record: Record, bin_count: int) -> Sums:
     """Return the sums of a record; bins are equal parts of the window."""
     clock = _Clock.of(record)
     edges = np.array([clock.wall * each // bin_count for each in range(bin_count + 1)], np.int64)
-    starts, stops = _apart(record.lives.place, clock.ticks(record.lives.start_s), clock.ticks(record.lives.stop_s))
     threads = np.maximum(record.threads, 0)
+    lives = record.lives
+    starts, stops = _apart(lives.place, clock.ticks(lives.start_s), clock.ticks(lives.stop_s), threads)
     thread_count = most_at_once(starts, stops, threads)
     sums = Sums(
         thread_count,
@@ -181,7 +182,7 @@ def sweep(record: Record, bin_count: int) -> Sums:
         np.zeros((len(record.prefixes), len(OF_TASKS))),
     )
     lasting = np.flatnonzero((stops > starts) & (threads > 0))
-    placed = {"life": _by_place(record.lives.place, starts, stops, lasting)}
+    placed = {"life": _by_place(lives.place, starts, stops, lasting)}
     for kind, spans in (("executing", record.executing), *record.waits.items()):
         begin, end = clock.ticks(spans.start_s), clock.ticks(spans.stop_s)
         placed[kind] = _by_place(spans.place, begin, end, np.flatnonzero((end > begin) & (spans.place >= 0)))
@@ -475,10 +476,13 @@ def _chunks(placed: dict[str, _Placed], worker_count: int) -> Iterator[dict[str,
             first, size = worker + 1, 0
 
 
-def _apart(place: Integers, start: Integers, stop: Integers) -> tuple[Integers, Integers]:
-    """Return starts and stops of spans of which none at one place overlaps the next: each ends where that begins."""
+def _apart(place: Integers, start: Integers, stop: Integers, weight: Integers) -> tuple[Integers, Integers]:
+    """Return starts and stops of spans of which none at one place overlaps the next: each ends where that begins.
+
+    Of spans that are told twice the one of most weight stays.
+    """
     ends = np.maximum(stop, start)
-    order = np.lexsort((stop, start, place))
+    order = np.lexsort((weight, stop, start, place))
     order = order[ends[order] > start[order]]
     same = place[order][1:] == place[order][:-1]
     ends[order[:-1][same]] = np.minimum(ends[order[:-1]], start[order[1:]])[same]
