@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recup import __version__
+from recup.derived import answer_digest, keep_answer, tables_digest, take_answer
 from recup.errors import BadQuery, RecupError, RunDamaged
 from recup.run_tables import SPOOL_COLUMNS, Tables
 from recup.rundir import find_run, read_manifest
@@ -45,8 +48,10 @@ __all__ = ["MissingExtra", "Run", "RunStillWritten", "SealReport", "View", "View
 VIEW_MODULES = ("recup.fuse",)
 """Modules whose `VIEWS` every run offers."""
 
-_MEMORY_BYTES = 3 << 30
+_MEMORY_BYTES = 5 << 29
 """What DuckDB may hold, so that a process that asks stays below 4 GB; the rest goes to the spill directory."""
+_WORTH_KEEPING_S = 0.2
+"""An answer that took less is computed anew by the next command: small runs stay as they are."""
 _THREADS = 8
 """More threads of DuckDB hold more at a time and gain little on tables of this size."""
 _PARQUET_ERRORS = (duckdb.Error, pa.ArrowException, OSError)
@@ -82,7 +87,8 @@ class View:
     sql : str
         The query, on tables `raw.<table>` (keys as numbers), `keys`, `spools` and other views.
     is_kept : bool
-        Whether the answer is kept in memory once asked for, since others build on it.
+        Whether the answer is kept once asked for, since others build on it: in memory, and of
+        a sealed run on disk for the next command (`recup.derived`).
     is_inner : bool
         Whether it only serves other views.
     """
@@ -284,7 +290,67 @@ class Run:
         # Views stand on those before them only, whatever words their queries hold.
         order = list(self._views)
         self._ensure(self._names_in(view.sql) - set(order[order.index(view.name) :]))
-        self._connection.execute(f"create {'table' if view.is_kept else 'view'} {view.name} as {view.sql}")
+        if not view.is_kept:
+            self._connection.execute(f"create view {view.name} as {view.sql}")
+            return
+        digest = self._digests().get(view.name)
+        if digest is not None and self._take_kept(view, digest):
+            return
+        begun = time.monotonic()
+        self._connection.execute(f"create table {view.name} as {view.sql}")
+        if digest is not None and time.monotonic() - begun >= _WORTH_KEEPING_S:
+            self._keep(view, digest)
+
+    # ------------------------------------------------------------ answers kept on disk
+
+    def _digests(self) -> dict[str, str]:
+        """Return the digest of each view whose answer may be kept on disk: none while rows may still come."""
+        if not self.is_sealed:
+            return {}
+        try:
+            parts = [__version__, duckdb.__version__, str(VERSION), tables_digest(self._source.sealed), KEYS_SQL]
+        except OSError:
+            return {}
+        parts += [raw_select(name, name) for name in TABLES]
+        digests = {}
+        for view in self._views.values():
+            parts.append(f"{view.name} {view.sql}")
+            if view.is_kept:
+                digests[view.name] = answer_digest(parts)
+        return digests
+
+    def _take_kept(self, view: View, digest: str) -> bool:
+        """Have a view answered from what an earlier command kept; False where that cannot be."""
+        taken = self._directory / f"kept-{view.name}.parquet"
+        try:
+            if not take_answer(self.path / "derived", view.name, digest, taken):
+                return False
+            self._connection.execute(f"create view {view.name} as from read_parquet({_quoted(str(taken))})")
+        except (OSError, duckdb.Error):
+            return False
+        return True
+
+    def _keep(self, view: View, digest: str) -> None:
+        """Keep the answer of a view for the next command; where that cannot be, this one goes on without."""
+        made = self._directory / f"made-{view.name}.parquet"
+        source = _quoted(str(made))
+        with contextlib.suppress(OSError, duckdb.Error):
+            self._connection.execute(
+                f"copy {view.name} to {source} (format parquet, compression zstd, compression_level 1)"
+            )
+            types = [
+                self._connection.execute(f"describe from {each}").fetchall()
+                for each in (view.name, f"read_parquet({source})")
+            ]
+            # Parquet lacks some types; and tables sealed anew meanwhile were no ground for this answer.
+            if types[0] == types[1] and self._digests().get(view.name) == digest:
+                keep_answer(made, self.path / "derived", view.name, digest, self._digests())
+                self._connection.execute(f"alter table {view.name} rename to answer_of_{view.name}")
+                if self._take_kept(view, digest):
+                    self._connection.execute(f"drop table answer_of_{view.name}")
+                else:
+                    self._connection.execute(f"alter table answer_of_{view.name} rename to {view.name}")
+        made.unlink(missing_ok=True)
 
     def _ensure_table(self, name: str) -> None:
         if name == "spools":
