@@ -28,9 +28,13 @@ def answer_page(page: Page, document: Mapping[str, Any], tables: Sequence[str], 
     page.line(document["basis"], "dim")
     if not tables:
         conclusions_lines(page, document["conclusions"], limit)
-    for table in document["tables"]:
-        if not tables or table["name"] in tables:
+    shown = [table for table in document["tables"] if not tables or table["name"] in tables]
+    for table in shown:
+        if table["rows"] or tables:
             _table(page, table, limit)
+    if empty := [] if tables else [table["title"] for table in shown if not table["rows"]]:
+        page.blank()
+        page.line(f"No rows: {'; '.join(empty)}", "dim")
 
 
 def conclusions_lines(page: Page, conclusions: Sequence[Row], limit: int) -> None:
