@@ -11,15 +11,27 @@ where their number is even), so that they sum to the difference of the medians.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from recup.analyse.answers import AnswerTable, Conclusion
+from recup.analyse.budget import CATEGORIES
+from recup.compare.causes import causes
+from recup.compare.changes import changes
+from recup.compare.differences import comparable_categories, difference_tables, waterfall
+from recup.compare.measures import measure
+from recup.compare.records import records
+from recup.compare.spread import spread_table, wall_statement
+from recup.errors import BadQuery
+from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from recup.analyse.rows import Document
+    from recup.compare.measures import Measures
+    from recup.compare.records import Records
     from recup.store import Run
 
 
@@ -90,6 +102,21 @@ class Comparison:
     spread: Spread
     basis: str
 
+    def slowdown_over(self, percent: float) -> str | None:
+        """Return in words that B took more than so many percent longer than A, or None where it did not.
+
+        With repeats of both sides it must also be outside normal variation.
+        """
+        if self.wall_a_s is None or self.wall_b_s is None or self.spread.is_within is True:
+            return None
+        if self.wall_b_s <= self.wall_a_s * (1 + percent / 100):
+            return None
+        more = self.wall_b_s / self.wall_a_s - 1
+        return (
+            f"B took {seconds_text(self.wall_b_s)}, {more:.1%} longer than A ({seconds_text(self.wall_a_s)}): more than "
+            f"{percent:g} % is not accepted."
+        )
+
     def document(self) -> Document:
         """Return it as plain values, as `--json` prints it."""
         return {
@@ -117,5 +144,73 @@ class Comparison:
 
 
 def comparison(a_runs: Sequence[Run], b_runs: Sequence[Run]) -> Comparison:
-    """Return why the runs B differ from the runs A; each side is one run or several repeats of it."""
-    raise NotImplementedError
+    """Return why the runs B differ from the runs A; each side is one run or several repeats of it.
+
+    Raises
+    ------
+    BadQuery
+        A side has no run.
+    """
+    if not a_runs or not b_runs:
+        raise BadQuery("A comparison has at least one run on each side.")
+    a, b = ([measure(run) for run in side] for side in (a_runs, b_runs))
+    same = records(a_runs, b_runs, a, b)
+    changed = changes(a_runs, b_runs)
+    walls = [[each.wall_s for each in side] for side in (a, b)]
+    statement, found = wall_statement(*walls)
+    told = [[comparable_categories(each, same) for each in side] for side in (a, b)]
+    quantities = [("wall time", walls[0], walls[1])]
+    for name, _ in CATEGORIES:
+        quantities.append((name, [each[name] for each in told[0]], [each[name] for each in told[1]]))
+    conclusions = causes(a, b, changed.to_pylist(), same)
+    medians = [statistics.median(side) for side in walls]
+    return Comparison(
+        a_ids=tuple(each.run_id for each in a),
+        b_ids=tuple(each.run_id for each in b),
+        headline=_headline(medians, conclusions, found.is_within, same),
+        wall_a_s=medians[0] or None,
+        wall_b_s=medians[1] or None,
+        completeness=same.statements,
+        changes=changed,
+        waterfall=waterfall(a, b, same),
+        differences=() if same.is_empty else difference_tables(a, b, same),
+        conclusions=conclusions,
+        spread=Spread(
+            statement,
+            found.is_within,
+            found.low,
+            found.high,
+            spread_table([each for each in quantities if any(each[1]) or any(each[2])]),
+        ),
+        basis=_basis(a, b, same),
+    )
+
+
+def _headline(
+    medians: Sequence[float], conclusions: Sequence[Conclusion], is_within: bool | None, same: Records
+) -> str:
+    before, after = medians
+    if same.is_empty:
+        return "There is nothing to compare: a record holds no time of any worker's thread."
+    more = after - before
+    share = f" ({abs(more) / before:.0%})" if before else ""
+    what = f"B took {seconds_text(after)}, A {seconds_text(before)}: {seconds_text(abs(more))}{share} {'longer' if more >= 0 else 'shorter'}"
+    if is_within is True:
+        what += ", within normal variation"
+    elif is_within is False:
+        what += ", outside normal variation"
+    if not conclusions:
+        return f"{what}. No cause is found in what was recorded."
+    against = conclusions[0].evidence.get("slower", "B") != ("B" if more >= 0 else "A")
+    return f"{what}. {'What is found speaks against that: ' if against else ''}{conclusions[0].statement}"
+
+
+def _basis(a: Sequence[Measures], b: Sequence[Measures], same: Records) -> str:
+    sides = " and ".join(f"{plural(len(side), 'run')} of {name}" for name, side in (("A", a), ("B", b)))
+    counted = "CPU time of threads counted on both sides" if same.has_counters else "threads not counted on both sides"
+    files = "files recorded by Darshan on both sides" if same.has_darshan else "files not recorded on both sides"
+    middle = "; tables are means of the one or two runs in the middle by wall time" if max(len(a), len(b)) > 1 else ""
+    return (
+        f"It stands on {sides}: {counted}, {files}. Groups of tasks are matched by prefix, size and place, workers by "
+        f"name{middle}."
+    )
