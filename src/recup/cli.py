@@ -2,8 +2,9 @@
 
 Each verb opens a run, asks one question and prints the answer (`recup.pages`), or its
 document with `--json`.  Errors a reader can mend are one line on stderr and exit code 1;
-wrong usage is 2; `check` ends with 3 where something is missing.  A bug keeps its
-traceback.  Every `dask` command imports this module, so it imports nothing heavy.
+wrong usage is 2; `check` ends with 3 where something is missing, `compare --fail-over`
+where B is too slow.  A bug keeps its traceback.  Every `dask` command imports this module,
+so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 INCOMPLETE = 3
 """Exit code of `check` when something is missing."""
+SLOWER = 3
+"""Exit code of `compare --fail-over` when B took too long."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FORMS = ("table", "csv", "json", "parquet")
@@ -40,6 +43,8 @@ _VERBS = (
     *(question.verb for question in QUESTIONS),
     "io",
     "profile",
+    "compare",
+    "changes",
     "story",
     "lineage",
     "map",
@@ -622,6 +627,103 @@ def profile_verb(run: str, *, prefix: str | None, kind: str, order: str, limit: 
         print_json(document)
     else:
         profile_page(Page(), document, limit)
+
+
+class _WithGroup(click.Command):
+    """A command whose `--with` takes all runs that follow it, up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        is_in_group = is_value = False
+        for each in args:
+            if each == "--with":
+                is_in_group = True
+                continue
+            is_run = is_in_group and not is_value and not each.startswith("-")
+            spread += ["--with", each] if is_run else [each]
+            is_in_group = is_in_group and (is_run or is_value or each.startswith("-"))
+            is_value = each in ("--fail-over", "--limit")
+        if "--with" in args and "--with" not in spread:
+            raise click.UsageError("--with is followed by the runs of B.")
+        return super().parse_args(ctx, spread)
+
+
+@contextlib.contextmanager
+def _opened_sides(a: tuple[str, ...], b: tuple[str, ...]) -> Iterator[tuple[list[Run], list[Run]]]:
+    with contextlib.ExitStack() as stack:
+        yield tuple([stack.enter_context(_opened(name)) for name in side] for side in (a, b))  # type: ignore[misc]
+
+
+@main.command("compare", cls=_WithGroup)
+@click.argument("runs", nargs=-1, required=True, metavar="A... B")
+@click.option(
+    "--with", "b_runs", multiple=True, metavar="B...", help="The runs of B; those before it are repeats of A."
+)
+@click.option(
+    "--fail-over",
+    type=click.FloatRange(min=0),
+    metavar="PERCENT",
+    help="End with exit code 3 where B took over PERCENT longer than A (and, with repeats, more than they vary).",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="Rows to print of each table.")
+@_json_option
+def compare_verb(
+    *, runs: tuple[str, ...], b_runs: tuple[str, ...], fail_over: float | None, limit: int, as_json: bool
+) -> None:
+    """Tell why run B differs from run A: causes, what was not the same, where the time went.
+
+    Causes are what both records bear out, the one that cost most first.  The wall times
+    differ by the sum of the categories of the budget.  With repeats of each side, before
+    and after --with, it is told whether the difference is within normal variation.
+
+    \b
+    Example:
+      recup compare 20261124T0233 20261125T0233
+      recup compare a1 a2 a3 --with b1 b2 b3 --fail-over 10
+    """
+    from recup.compare.comparison import comparison
+    from recup.compare_page import compare_page
+    from recup.terminal import Page, complain, print_json
+
+    if not b_runs:
+        if len(runs) != 2:
+            raise click.UsageError("Give two runs, A and B; or repeats of each as A... --with B...")
+        runs, b_runs = runs[:1], runs[1:]
+    with _opened_sides(runs, b_runs) as (a, b):
+        found = comparison(a, b)
+    document = found.document()
+    print_json(document) if as_json else compare_page(Page(), document, limit)
+    if fail_over is not None and (told := found.slowdown_over(fail_over)):
+        complain(told)
+        sys.exit(SLOWER)
+
+
+@main.command("changes")
+@click.argument("a")
+@click.argument("b")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows to print.")
+@_json_option
+def changes_verb(a: str, b: str, limit: int, *, as_json: bool) -> None:
+    """List what was not the same in two runs: software, configuration, machines, code, graph.
+
+    Tasks are matched by prefix, size and place of their group, never by key.  What is new in
+    every run by its nature is left out.
+
+    \b
+    Example:
+      recup changes 20261124T0233 20261125T0233
+    """
+    from recup.compare.changes import changes
+    from recup.compare_page import changes_page
+    from recup.terminal import Page, print_json
+
+    with _opened_sides((a,), (b,)) as (of_a, of_b):
+        document = {
+            "a": [run.run_id for run in of_a],
+            "b": [run.run_id for run in of_b],
+            "changes": changes(of_a, of_b).to_pylist(),
+        }
+    print_json(document) if as_json else changes_page(Page(), document, limit)
 
 
 @main.command("sql")
