@@ -239,12 +239,10 @@ def find_subject(run: Run, text: str) -> tuple[str, str]:
     try:
         return "task", find_key(run, text)
     except BadQuery as reason:
-        if "has" not in str(reason).partition(repr(text))[2]:
+        if not str(reason).startswith("No task"):
             raise
-        where = (
-            "no file of this name" if _has_io(run) else "and files are not known: `recup run --darshan` records them"
-        )
-        raise BadQuery(f"{reason} There is {where}.") from reason
+        where = "No file has this name" if _has_io(run) else "Files are not known: `recup run --darshan` records them"
+        raise BadQuery(f"{reason} {where}.") from reason
 
 
 def _has_io(run: Run) -> bool:
