@@ -21,7 +21,7 @@ may have booked what another thread did.
 from __future__ import annotations
 
 from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_HOLDERS, IO_PROCESSES, IO_STEPS, IO_TURNS
-from recup.fuse_io_totals import TASK_IO_STREAMS, TASK_IO_TOTALS
+from recup.fuse_io_totals import IO_SUMS, TASK_IO_STREAMS, TASK_IO_TOTALS
 from recup.store import View, ViewColumn
 
 ATTRIBUTIONS = ("thread", "time_unique", "path", "shared", "helper", "none")
@@ -205,51 +205,19 @@ having count(*) filter (is_possible) = 1 and count(*) filter (is_sure) = 1 and n
     is_inner=True,
 )
 
-TASK_IO = View(
-    "task_io",
-    "One row per read or write that Darshan's DXT traced, with the attempt that did it where that is sure.  Nothing is "
-    "left out: rows of which no attempt is claimed keep a null key, so totals add up.  Times are the scheduler's.",
-    (
-        ViewColumn("log", "Name of the Darshan log"),
-        ViewColumn("module", "POSIX or MPI-IO; what MPI-IO does is in POSIX rows again"),
-        ViewColumn("direction", "read or write"),
-        ViewColumn("path", "Path of the file, by its last name where it was renamed", null="the log lost the name"),
-        ViewColumn("written_as", "The name it had before it was renamed", null="not renamed"),
-        ViewColumn("offset", "Offset in the file; wrong for appends", null="not told by MPI-IO"),
-        ViewColumn("nbytes", "Bytes asked for or moved", "bytes"),
-        ViewColumn("start_s", "Start", "s", "the log tells no start"),
-        ViewColumn("stop_s", "Stop", "s", "the log tells no start"),
-        *_CLAIMED,
-        ViewColumn("thread", "threading.get_ident() of the thread that did it", null="not in this log"),
-        ViewColumn("attribution", "thread, time_unique, path (these claim an attempt), shared, helper or none"),
-        ViewColumn("candidate_count", "Attempts that could have done it", null="nothing is known of the process"),
-        ViewColumn(
-            "clock_error_s", "Bound of what start and stop may be off by, on the scheduler's clock", "s", "not known"
-        ),
-        ViewColumn(
-            "is_phantom",
-            "Whether Darshan may have booked another descriptor's bytes on this file: it was reopened as a C stream "
-            "whose close Darshan does not see, and this lies outside its life, its size or the threads of tasks",
-        ),
-        ViewColumn("is_runtime", "Whether it is a file of Python, Dask or recup"),
-    ),
-    """
+_ATTRIBUTION = f"enum{ATTRIBUTIONS}"
+
+IO_CLAIMS = View(
+    "io_claims",
+    "One row per traced read or write, as numbers, with the attempt claimed for it.  Ten million rows are joined once "
+    "for all that is asked of them, so they are kept, and kept narrow.",
+    (),
+    f"""
 with files as (
-    select
-        n.*,
-        c.process,
-        c.scheduler_id,
-        c.worker_id,
-        c.worker,
-        c.zero_ns,
-        c.error_ns,
-        c.offset_s,
-        c.alignment_error_s,
-        coalesce(c.is_doubtful, true) as is_doubtful
+    select n.*, c.process, c.zero_ns, c.error_ns, coalesce(c.is_doubtful, true) as is_doubtful
     from io_names n
     left join io_clocks c on c.log = n.log
 ), placed as (
-    -- Ten million rows are sorted here: they are kept narrow.
     select
         f.file::integer as file,
         s.direction = 'write' as is_write,
@@ -318,6 +286,68 @@ with files as (
     from judged
 )
 select
+    file,
+    is_write,
+    is_mpi,
+    "offset",
+    nbytes,
+    thread,
+    from_ns,
+    to_ns,
+    is_phantom,
+    attempt::integer as attempt,
+    candidate_count::integer as candidate_count,
+    attribution::{_ATTRIBUTION} as attribution
+from every_one
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
+TASK_IO = View(
+    "task_io",
+    "One row per read or write that Darshan's DXT traced, with the attempt that did it where that is sure.  Nothing is "
+    "left out: rows of which no attempt is claimed keep a null key, so totals add up.  Times are the scheduler's.",
+    (
+        ViewColumn("log", "Name of the Darshan log"),
+        ViewColumn("module", "POSIX or MPI-IO; what MPI-IO does is in POSIX rows again"),
+        ViewColumn("direction", "read or write"),
+        ViewColumn("path", "Path of the file, by its last name where it was renamed", null="the log lost the name"),
+        ViewColumn("written_as", "The name it had before it was renamed", null="not renamed"),
+        ViewColumn("offset", "Offset in the file; wrong for appends", null="not told by MPI-IO"),
+        ViewColumn("nbytes", "Bytes asked for or moved", "bytes"),
+        ViewColumn("start_s", "Start", "s", "the log tells no start"),
+        ViewColumn("stop_s", "Stop", "s", "the log tells no start"),
+        *_CLAIMED,
+        ViewColumn("thread", "threading.get_ident() of the thread that did it", null="not in this log"),
+        ViewColumn("attribution", "thread, time_unique, path (these claim an attempt), shared, helper or none"),
+        ViewColumn("candidate_count", "Attempts that could have done it", null="nothing is known of the process"),
+        ViewColumn(
+            "clock_error_s", "Bound of what start and stop may be off by, on the scheduler's clock", "s", "not known"
+        ),
+        ViewColumn(
+            "is_phantom",
+            "Whether Darshan may have booked another descriptor's bytes on this file: it was reopened as a C stream "
+            "whose close Darshan does not see, and this lies outside its life, its size or the threads of tasks",
+        ),
+        ViewColumn("is_runtime", "Whether it is a file of Python, Dask or recup"),
+    ),
+    """
+with files as (
+    select
+        n.*,
+        c.process,
+        c.scheduler_id,
+        c.worker_id,
+        c.worker,
+        c.zero_ns,
+        c.error_ns,
+        c.offset_s,
+        c.alignment_error_s
+    from io_names n
+    left join io_clocks c on c.log = n.log
+)
+select
     f.log,
     case when e.is_mpi then 'MPI-IO' else 'POSIX' end as module,
     case when e.is_write then 'write' else 'read' end as direction,
@@ -335,12 +365,12 @@ select
     coalesce(a.worker, f.worker) as worker,
     coalesce(a.worker_id, f.worker_id) as worker_id,
     e.thread,
-    e.attribution,
+    e.attribution::varchar as attribution,
     coalesce(e.candidate_count, case when f.process is not null then 0 end)::bigint as candidate_count,
     f.error_ns / 1e9 + f.alignment_error_s as clock_error_s,
     e.is_phantom,
     f.is_runtime
-from every_one e
+from io_claims e
 join files f on f.file = e.file
 left join io_attempts a on a.attempt = e.attempt
 """,
@@ -356,6 +386,8 @@ IO_VIEWS: tuple[View, ...] = (
     IO_NAMES,
     IO_LOOSE_FILES,
     IO_FILE_OWNERS,
+    IO_CLAIMS,
+    IO_SUMS,
     TASK_IO,
     TASK_IO_STREAMS,
     TASK_IO_TOTALS,

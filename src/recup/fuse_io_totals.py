@@ -129,6 +129,41 @@ left join io_attempts a on a.attempt = coalesce(c.path_attempt, c.time_attempt)
 """,
 )
 
+IO_SUMS = View(
+    "io_sums",
+    "One row per file, attempt claimed (or none), thread and attribution: its traced reads and writes summed up.  A "
+    "thread does one at a time, so seconds are thread-seconds.",
+    (),
+    f"""
+with timed as (
+    select c.*, greatest(c.to_ns - c.from_ns - 2 * k.error_ns, 0) / 1e9 as io_s
+    from io_claims c
+    join io_names n on n.file = c.file
+    left join io_clocks k on k.log = n.log
+    where not c.is_mpi and not c.is_phantom
+)
+select
+    file,
+    attempt,
+    thread,
+    attribution,
+    coalesce(sum(nbytes) filter (not is_write), 0)::bigint as read_bytes,
+    coalesce(sum(nbytes) filter (is_write), 0)::bigint as written_bytes,
+    count(*) filter (not is_write) as read_count,
+    count(*) filter (is_write) as write_count,
+    count(*) filter (nbytes < {SMALL_BYTES}) as small_count,
+    sum(io_s) filter (nbytes < {SMALL_BYTES}) as small_io_s,
+    sum(io_s) filter (not is_write) as read_io_s,
+    sum(io_s) as io_s,
+    min("offset") filter (not is_write) as read_from,
+    max("offset" + nbytes) filter (not is_write) as read_to
+from timed
+group by all
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
 TASK_IO_TOTALS = View(
     "task_io_totals",
     "One row per attempt of which reads or writes are claimed in `task_io`: what it did in all.",

@@ -318,11 +318,12 @@ def transfers(run: Run) -> Answer:
     again = results_moved_again(run)
     steals, repeated = steals_by_prefix(run), stolen_again(run, LARGEST)
     stolen["idle_thread_s"] = pc.sum(idle["idle_for_stolen_thread_s"]).as_py()
+    thefts = stealing_conclusions(stolen, steals, repeated)
     found = [
-        *_wait_conclusions(record, waits, idle),
+        *thefts,
+        *_wait_conclusions(record, waits, idle, sum(each.thread_s or 0.0 for each in thefts)),
         *_again_conclusions(record, results, matrix),
         *_link_conclusions(matrix),
-        *stealing_conclusions(stolen, steals, repeated),
     ]
     return Answer(
         _headline(record, results, stolen),
@@ -368,18 +369,20 @@ def _basis(record: Document) -> str:
     return f"{told} {'; '.join(lacks)}." if lacks else told
 
 
-def _wait_conclusions(record: Document, waits: pa.Table, idle: pa.Table) -> list[Conclusion]:
-    lost, whole = pc.sum(idle["idle_thread_s"]).as_py(), record["thread_time_s"]
-    if not lost or not whole or lost < COST_S or lost < COST_SHARE * whole:
+def _wait_conclusions(record: Document, waits: pa.Table, idle: pa.Table, told_s: float) -> list[Conclusion]:
+    """Return what waits for inputs cost, beside the thread-seconds already told of stolen tasks."""
+    lost, whole = (pc.sum(idle["idle_thread_s"]).as_py() or 0.0) - told_s, record["thread_time_s"]
+    if not whole or lost < COST_S or lost < COST_SHARE * whole:
         return []
     most = waits.slice(0, 1).to_pylist()[0]
+    beside = "beside those for stolen tasks, " if told_s else ""
     whose = f"most of it tasks of {most['prefix']}" if most["prefix"] is not None else "tasks of unknown prefix"
     return [
         Conclusion(
             "transfers",
             most["prefix"] or "transfers",
             f"Threads had no task for {seconds_text(lost)} ({lost / whole:.0%} of their time while tasks ran) while "
-            f"tasks of their worker waited for results of other workers, {whose}.",
+            f"tasks of their worker waited for results of other workers; {beside}{whose}.",
             "likely",
             lost,
             "Make the results that move smaller (reduce before combining), or place tasks where their inputs are "

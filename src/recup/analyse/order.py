@@ -169,16 +169,21 @@ with runs as (
     join runs made on made.key_id = e.dependency_id
     left join runs used on used.key_id = e.key_id
     where made.prefix = $prefix and made.stored_s <= $at_s and coalesce(used.started_s, 'infinity'::double) > $at_s
+), lasts as (
+    select u.key_id, arg_max(r.prefix, coalesce(r.stored_s, 'infinity'::double)) as prefix
+    from users u
+    join edges e on e.key_id = u.key_id
+    join runs r on r.key_id = e.dependency_id
+    group by u.key_id
 )
-select r.prefix, count(distinct u.key_id) as user_count
-from users u
-join edges e on e.key_id = u.key_id
-join runs r on r.key_id = e.dependency_id
-where coalesce(r.stored_s, 'infinity'::double) > $at_s and r.prefix <> $prefix
-group by r.prefix
-order by user_count desc, r.prefix
+select prefix, count(*) / sum(count(*)) over () as user_share
+from lasts
+group by prefix
+qualify user_share >= 0.5 and prefix <> $prefix
+order by user_share desc
 limit 1
 """
+"""The prefix whose result came last to those that use results of a prefix, where it is that of most of them."""
 
 _OVER_TIME = pa.schema([("at_s", pa.float64()), ("held_bytes", pa.int64()), ("unused_bytes", pa.int64())])
 _PREFIXES = pa.schema(
@@ -451,7 +456,7 @@ def _ahead(run: Run, scheduler: str, at_s: float, facts: Document, prefixes: pa.
     name = most["prefix"] or "unknown prefix"
     evidence |= {name: most[name] for name in ("peak_unused_bytes", "median_until_use_s", "queued_task_count")}
     awaited = _rows(run, AWAITED_SQL, scheduler, prefix=most["prefix"], at_s=at_s)
-    waited_for = f" Those that use them waited for {awaited[0]['prefix']}." if awaited else ""
+    waited_for = f" Most tasks that use them had to wait for {awaited[0]['prefix']} as well." if awaited else ""
     why, advice = _why_ahead(most, facts, awaited)
     return [
         Conclusion(
@@ -470,11 +475,14 @@ def _ahead(run: Run, scheduler: str, at_s: float, facts: Document, prefixes: pa.
 def _why_ahead(most: Document, facts: Document, awaited: list[Document]) -> tuple[str, str]:
     """Return why Dask let a prefix run ahead, as far as that follows, and what to do."""
     chunks = "use fewer or smaller chunks at a time, or submit the work in batches"
+    if awaited:
+        name = awaited[0]["prefix"]
+        return "", f"Run {name} first (a higher `priority=`, or a computation of its own); else {chunks}."
     if not most["is_root"]:
-        return "", f"{chunks[0].upper()}{chunks[1:]}; give what uses them a higher `priority=`."
+        return "", f"Give what uses them a higher `priority=`; else {chunks}."
     if facts["saturation"] in ('"inf"', "Infinity", "inf"):
         return (
-            " `distributed.scheduler.worker-saturation` is inf: every one of them was sent to workers at once.",
+            " `distributed.scheduler.worker-saturation` is inf: all of them are sent to workers at once.",
             "Set `distributed.scheduler.worker-saturation` to 1.1, so that such tasks wait at the scheduler; else "
             f"{chunks}.",
         )
@@ -484,14 +492,10 @@ def _why_ahead(most: Document, facts: Document, awaited: list[Document]) -> tupl
             "not queue such tasks.",
             f"Lift the restrictions, or {chunks}.",
         )
-    if awaited:
-        return (
-            "",
-            f"Run {awaited[0]['prefix']} first (a higher `priority=`, or a computation of its own); else {chunks}.",
-        )
     if not most["queued_task_count"]:
-        return " None of them was queued at the scheduler: Dask did not take them for root tasks.", (
-            f"{chunks[0].upper()}{chunks[1:]}."
+        return (
+            " None of them was queued at the scheduler: Dask did not take them for root tasks.",
+            f"{chunks[0].upper()}{chunks[1:]}.",
         )
     return "", f"Lower `distributed.scheduler.worker-saturation` to 1.0, or {chunks}."
 
