@@ -33,18 +33,18 @@ PROGRAMS = {
             __import__('ctypes').PyDLL(None).usleep(1_300_000)  # PyDLL keeps the GIL
             return x
         with local() as cluster, Client(cluster) as client:
-            wait(client.map(slow, range(12), t=0.05))
+            wait(client.map(slow, range(50), t=0.05))
             wait(client.map(hold, range(4)))
-            wait(client.map(slow, range(12, 24), t=0.05))
+            wait(client.map(slow, range(50, 100), t=0.05))
     """,
     "loop_blocked": """
         async def nap(x):
             time.sleep(1.3)
             return x
         with local() as cluster, Client(cluster) as client:
-            wait(client.map(slow, range(12), t=0.05))
+            wait(client.map(slow, range(50), t=0.05))
             wait(client.map(nap, range(4)))
-            wait(client.map(slow, range(12, 24), t=0.05))
+            wait(client.map(slow, range(50, 100), t=0.05))
     """,
     "no_such_resource": """
         with local() as cluster, Client(cluster) as client:
@@ -57,16 +57,58 @@ PROGRAMS = {
     """,
     "tiny_tasks": """
         with local() as cluster, Client(cluster) as client:
-            wait(client.map(inc, range(3000)))
+            time.sleep(1.5)  # a slow start besides
+            wait(client.map(inc, range(1500)))
     """,
-    "slow_start": """
-        with local() as cluster, Client(cluster) as client:
-            time.sleep(1.5)
-            print(client.submit(add, *client.map(inc, range(50))).result())
+    "slow_worker": """
+        def work(x, t=0.03):
+            time.sleep(t * (2.5 if get_worker().name == 0 else 1))
+            return x
+        with local(n_workers=3) as cluster, Client(cluster) as client:
+            for _ in range(2):
+                print(len(client.gather(client.map(work, range(80), pure=False))))
     """,
-    "straggler": """
+    "small_io": """
+        def write_small(n, place):
+            path = os.path.join(place, f"small-{n}.dat")
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_SYNC)
+            for _ in range(120):
+                os.write(descriptor, bytes(512))
+            os.close(descriptor)
+            return path
+        def read_again(path):
+            total = 0
+            for _ in range(4):
+                with open(path, "rb", buffering=0) as file:
+                    while part := file.read(1024):
+                        total += len(part)
+            return total
+        place = os.getcwd()
         with local() as cluster, Client(cluster) as client:
-            print(client.submit(add, *client.map(slow, range(30), [0.02] * 29 + [2.5])).result())
+            print(sum(client.gather(client.map(read_again, client.map(write_small, range(16), place=place)))))
+    """,
+    "stealing": """
+        def block(n):
+            return bytes(30_000_000)
+        def uneven(n, block):
+            time.sleep(0.3 if n % 12 == 0 else 0.01)
+            return n
+        with local(n_workers=3) as cluster, Client(cluster) as client:
+            first = next(iter(client.scheduler_info()["workers"]))
+            blocks = client.map(block, range(30), workers=[first])
+            wait(blocks)
+            print(len(client.gather([client.submit(uneven, n, blocks[n % 30]) for n in range(120)])))
+    """,
+    "overproduced": """
+        def load(n):
+            time.sleep(0.005)
+            return bytes(2_000_000)
+        def use(data, gate):
+            return len(data)
+        with dask.config.set({"distributed.scheduler.worker-saturation": "inf"}):
+            with local(memory_limit="1GB") as cluster, Client(cluster) as client:
+                load, use, gate = dask.delayed(load), dask.delayed(use), dask.delayed(slow)(0, t=1)
+                print(sum(dask.compute(*[use(load(n), gate) for n in range(100)])))
     """,
 }
 """Program bodies by the name of the trouble."""

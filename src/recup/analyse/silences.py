@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from recup.analyse.answers import Conclusion
 from recup.analyse.rows import rows_of
+from recup.analyse.unfinished import LEAVING_CTES
 from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
@@ -40,14 +41,15 @@ STRAGGLER_SAID_SHARE = 0.05
 
 Floats = npt.NDArray[np.float64]
 
-MOVES_SQL = """
+MOVES_SQL = f"""
+with {LEAVING_CTES}
 select
-    server_id as scheduler_id,
-    time_ns,
+    t.time_ns,
     (finish in ('waiting', 'processing', 'queued', 'no-worker'))::tinyint
         - (start in ('waiting', 'processing', 'queued', 'no-worker'))::tinyint as growth
-from raw.scheduler_transitions
-where server_id = ?
+from raw.scheduler_transitions t
+anti join leaving on leaving.server_id = t.server_id and leaving.stimulus_id = t.stimulus_id
+where t.server_id = ?
 """
 
 ENDS_SQL = """
@@ -211,6 +213,8 @@ def _origin_s(run: Run) -> float:
 def _gaps(run: Run, scheduler_id: str, end_ns: int | None) -> list[tuple[float, float, int, bool]]:
     """Return (from, to, unfinished tasks, whether it is the end) of each silence of a scheduler."""
     moves = run.sql(MOVES_SQL, [scheduler_id]).to_arrow_table()
+    if not moves.num_rows:
+        return []
     time_ns, growth = moves["time_ns"].to_numpy(), moves["growth"].to_numpy().astype(np.int64)
     order = np.argsort(time_ns, kind="stable")
     time_ns, unfinished = time_ns[order], np.cumsum(growth[order])

@@ -121,6 +121,17 @@ where coalesce(r.started_s, r.executing_s) is not null
     and coalesce(r.stopped_s, r.ended_s, case when r.outcome = 'running_at_end' then 1e308 end) is not null
 """
 
+ON_TIME_SQL = """
+with stalled as (
+    select unnest(?::varchar[]) as server_id, unnest(?::bigint[]) as process_number
+)
+select stalled.process_number, s.time_ns / 1e9 + coalesce(c.offset_s, 0.0) as at_s
+from raw.samples s
+join stalled using (server_id)
+left join clocks c using (server_id)
+where s.metric = 'event_loop_lag_s' and s.value < ?
+"""
+
 FACTS_SQL = """
 with stalls as (
     select unnest(?::bigint[]) as number, unnest(?::varchar[]) as process, unnest(?::double[]) as from_s,
@@ -204,6 +215,8 @@ class Stalls:
     process: Ints
     """Number of the process of each stall."""
     attempts: dict[str, npt.NDArray[Any]]
+    on_time: tuple[Ints, Floats]
+    """Process and moment of each time a timer of these processes came in time."""
 
 
 def gathered(run: Run) -> Stalls:
@@ -218,7 +231,9 @@ def gathered(run: Run) -> Stalls:
         for each in (rows_of(run, PROCESSES_SQL) if rows else ())
         if each["process"] in numbers and each["role"] == "worker"
     ]
-    found = run.sql(ATTEMPTS_SQL, [[each[0] for each in workers], [each[1] for each in workers]]).to_arrow_table()
+    lists = [[each[0] for each in workers], [each[1] for each in workers]]
+    found = run.sql(ATTEMPTS_SQL, lists).to_arrow_table()
+    on_time = run.sql(ON_TIME_SQL, [*lists, LAG_S]).to_arrow_table()
     prefix = found["prefix"].combine_chunks().dictionary_encode()
     attempts: dict[str, npt.NDArray[Any]] = {
         name: found[name].to_numpy() for name in ("process_number", "key_id", "started_s", "stopped_s", "is_coroutine")
@@ -237,6 +252,7 @@ def gathered(run: Run) -> Stalls:
         to_s,
         np.array([numbers[each["process"]] for each in rows], dtype=np.int64),
         attempts,
+        (on_time["process_number"].to_numpy(), on_time["at_s"].to_numpy()),
     )
 
 
@@ -327,12 +343,12 @@ def stalls_by_prefix(run: Run) -> pa.Table:
     """How much of the stalled time of workers each prefix ran in: one row per prefix that ran in any, most first.
 
     `stalled_share` is the share of the stalled time in which at least one task of the prefix
-    ran in the process; `elsewhere_share` the same of the other time from the first task of
-    these processes to the last.
+    ran in the process; `elsewhere_share` the share of the moments at which a loop was seen in
+    time, `on_time_count`, from the first task of its process to the last.
 
     From: samples, logs, task_runs, thread_counters
-    Columns: prefix, stall_count, stalled_s, stalled_share, elsewhere_share, cpu_share (of the attempts in stalls),
-    queue_share (time they waited for a CPU), coroutine_share (of these attempts)
+    Columns: prefix, stall_count, stalled_s, stalled_share, elsewhere_share, on_time_count, cpu_share (of the
+    attempts in stalls), queue_share (time they waited for a CPU), coroutine_share (of these attempts)
     """
     return prefix_rows(gathered(run))
 
@@ -344,6 +360,7 @@ _PREFIX_SCHEMA = pa.schema(
         ("stalled_s", pa.float64()),
         ("stalled_share", pa.float64()),
         ("elsewhere_share", pa.float64()),
+        ("on_time_count", pa.int64()),
         ("cpu_share", pa.float64()),
         ("queue_share", pa.float64()),
         ("coroutine_share", pa.float64()),
@@ -369,11 +386,10 @@ def prefix_rows(found: Stalls) -> pa.Table:
     workers = np.unique(attempts["process_number"])
     is_of_worker = np.isin(found.process[order], workers)
     total_s = float((ends - begins)[is_of_worker].sum())
-    span_s = 0.0
-    for each in workers:  # one round per process
-        mine = attempts["process_number"] == each
-        at = found.process[order] == each
-        span_s += max(stopped[mine].max(), ends[at].max()) - min(started[mine].min(), begins[at].min())
+    on_time = found.on_time[0] * width + found.on_time[1] - low
+    # Before the first task of a process and after its last there is nothing to compare with.
+    spans = [(started[mine].min(), stopped[mine].max()) for mine in (attempts["process_number"] == i for i in workers)]
+    on_time = on_time[_is_within(on_time, np.array([each[0] for each in spans]), np.array([each[1] for each in spans]))]
     hit = stalled_until(stopped) - stalled_until(started)
     rows: list[Document] = []
     for number in np.unique(attempts["prefix"][hit > 0]):
@@ -384,14 +400,14 @@ def prefix_rows(found: Stalls) -> pa.Table:
             np.count_nonzero(np.interp(ends, *_steps(from_, to)) - np.interp(begins, *_steps(from_, to)) > 0)
         )
         guilty = mine[hit[mine] > 0]
-        rest_s = span_s - total_s
         rows.append(
             {
                 "prefix": attempts["names"][number] or None,
                 "stall_count": stall_count,
                 "stalled_s": in_stall_s,
                 "stalled_share": in_stall_s / total_s if total_s else None,
-                "elsewhere_share": (float((to - from_).sum()) - in_stall_s) / rest_s if rest_s > 0 else None,
+                "elsewhere_share": float(_is_within(on_time, from_, to).mean()) if len(on_time) else None,
+                "on_time_count": len(on_time),
                 "cpu_share": _mean(attempts["cpu_share"][guilty], hit[guilty]),
                 "queue_share": _mean(attempts["queue_share"][guilty], hit[guilty]),
                 "coroutine_share": float(attempts["is_coroutine"][guilty].mean()),
@@ -421,6 +437,12 @@ def _united(begins: Floats, ends: Floats) -> tuple[Floats, Floats]:
     is_new = np.concatenate(([True], begins[1:] > ends[:-1]))
     last = np.concatenate((is_new[1:], [True]))
     return begins[is_new], ends[last]
+
+
+def _is_within(moments: Floats, begins: Floats, ends: Floats) -> npt.NDArray[np.bool_]:
+    """Return for each moment whether it lies in one of these disjoint intervals, given in order."""
+    last = np.searchsorted(begins, moments, side="right") - 1
+    return (last >= 0) & (moments < ends[last])
 
 
 def _mean(values: Floats, weights: Floats) -> float | None:

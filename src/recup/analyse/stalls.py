@@ -32,8 +32,10 @@ SAID_SHARE = 0.5
 """A prefix is suspected when it ran in at least this share of the stalled time ..."""
 LIFT = 2.0
 """... and in that share at least this many times what it was at other times."""
+ON_TIME_COUNT = 3
 LIKELY_COUNT = 3
-"""With fewer stalls than this, that a prefix ran then may be chance."""
+LIKELY_ON_TIME_COUNT = 10
+"""With fewer stalls, or fewer moments in time to hold them against, that a prefix ran then may be chance."""
 UNEXPLAINED_S = 5.0
 """Stalled time of which something is said though nothing stands out: loops stall a little on every busy machine."""
 CPU_SHARE = 0.5
@@ -89,7 +91,7 @@ def _suspected(prefixes: pa.Table) -> list[Document]:
         for each in prefixes.to_pylist()
         if each["stalled_s"] >= SAID_S
         and (each["stalled_share"] or 0.0) >= SAID_SHARE
-        and each["elsewhere_share"] is not None
+        and each["on_time_count"] >= ON_TIME_COUNT
         and each["stalled_share"] >= LIFT * each["elsewhere_share"]
     ]
 
@@ -97,7 +99,11 @@ def _suspected(prefixes: pa.Table) -> list[Document]:
 def _prefix_conclusion(suspect: Document, suspect_count: int) -> Conclusion:
     is_coroutine = suspect["coroutine_share"] >= SAID_SHARE
     cpu_share, queue_share = suspect["cpu_share"], suspect["queue_share"]
-    is_likely = suspect_count == 1 and suspect["stall_count"] >= LIKELY_COUNT
+    is_likely = (
+        suspect_count == 1
+        and suspect["stall_count"] >= LIKELY_COUNT
+        and suspect["on_time_count"] >= LIKELY_ON_TIME_COUNT
+    )
     if is_coroutine:
         why = "it is a coroutine and runs on the event loop, which stands still while it does not await"
         advice = "Await in it (asyncio.sleep, asyncio.to_thread for blocking calls), or make it a plain function."
@@ -114,8 +120,8 @@ def _prefix_conclusion(suspect: Document, suspect_count: int) -> Conclusion:
         "stalls",
         prefix,
         f"{prefix} ran in {suspect['stalled_share']:.0%} of the {seconds_text(suspect['stalled_s'])} and more that loops "
-        f"of workers stalled ({plural(suspect['stall_count'], 'stall')}), and in {suspect['elsewhere_share']:.0%} of "
-        f"the other time: {why}.",
+        f"of workers stalled ({plural(suspect['stall_count'], 'stall')}), and at {suspect['elsewhere_share']:.0%} of "
+        f"{plural(suspect['on_time_count'], 'moment')} at which they were in time: {why}.",
         "likely" if is_likely else "possible",
         None,
         advice,

@@ -49,7 +49,7 @@ def stuck(run: Run) -> Answer:
     stuck_on = _conclusions(run, found, tasks)
     conclusions = (*stuck_on, *silence_conclusions(quiet, slow, last))
     return Answer(
-        _headline(found, bool(stuck_on)),
+        _headline(run, found, bool(stuck_on)),
         ranked(conclusions),
         (
             AnswerTable("states", "Tasks that did not finish, by state and prefix", state_rows(found)),
@@ -62,7 +62,7 @@ def stuck(run: Run) -> Answer:
     )
 
 
-def _headline(found: Unfinished, is_stuck: bool) -> str:
+def _headline(run: Run, found: Unfinished, is_stuck: bool) -> str:
     if not found.ends:
         return "No scheduler is in this record: whether it is stuck is not known."
     task_count = sum(each["task_count"] for each in found.ends.values())
@@ -74,7 +74,8 @@ def _headline(found: Unfinished, is_stuck: bool) -> str:
     left = found.count - given_up
     parts = []
     if left:
-        is_growing = any(each["is_growing"] for each in found.ends.values())
+        is_over = run.manifest.get("ended_ns") is not None
+        is_growing = not is_over and any(each["is_growing"] for each in found.ends.values())
         quiet_s = min(
             max((each["end_s"] or 0) - (each["last_transition_s"] or 0), 0.0)
             for each in found.ends.values()

@@ -56,8 +56,8 @@ group by s.server_id
 order by s.server_id
 """
 
-UNFINISHED_SQL = """
-with last_results as (
+LEAVING_CTES = """
+last_results as (
     select server_id, max(time_ns) as time_ns
     from raw.scheduler_transitions
     where finish in ('memory', 'erred')
@@ -77,7 +77,12 @@ with last_results as (
     left join last_results r using (server_id)
     where w.action = 'remove' and w.stimulus_id is not null and f.is_empty_at_end
         and w.time_ns > coalesce(f.last_came_ns, 0) and w.time_ns > coalesce(r.time_ns, 0)
-), moved as (
+)
+"""
+"""Causes of transitions that are the end of a run: its last workers went."""
+
+UNFINISHED_SQL = f"""
+with {LEAVING_CTES}, moved as (
     select t.server_id, t.key_id, t.time_ns, t.finish
     from raw.scheduler_transitions t
     anti join leaving on leaving.server_id = t.server_id and leaving.stimulus_id = t.stimulus_id
@@ -204,7 +209,7 @@ class Unfinished:
         self.state = np.array(self.rows["state"].to_pylist(), dtype=object)
         self.scheduler = np.array(schedulers, dtype=object)
         self.root = self._roots(run) if self.count else np.zeros(0, dtype=np.int64)
-        self.held_up = np.bincount(self.root, minlength=self.count) - 1 if self.count else self.root
+        self.held_up = np.maximum(np.bincount(self.root, minlength=self.count) - 1, 0) if self.count else self.root
         self.restrictions = self.rows["restrictions"].to_pylist()
         self.prefix = self.rows["prefix"].to_pylist()
         self.worker_id = self.rows["worker_id"].to_pylist()
