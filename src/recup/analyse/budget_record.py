@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recup.analyse.budget_sweep import BUSY, Floats, Integers, Mask, Record, Spans
+from recup.analyse.budget_sweep import BUSY, Floats, Integers, Mask, Record, Spans, most_at_once
 
 if TYPE_CHECKING:
     from recup.store import Run
@@ -240,6 +240,19 @@ def _seconds(time_ns: object) -> float | None:
     return time_ns / 1e9 if isinstance(time_ns, (int, float)) and not isinstance(time_ns, bool) else None
 
 
+def most_threads(run: Run) -> int:
+    """Return the most worker threads alive at one instant of the run."""
+    frame = window(run)
+    lives = run.sql(LIVES_SQL).to_arrow_table()
+    came, left, sign = (numbers(lives[name]) for name in ("came_s", "left_s", "last_sign_s"))
+
+    def inside(moments: Floats) -> Integers:
+        return np.rint((np.clip(moments, frame.start_s, frame.stop_s) - frame.start_s) * 1e9).astype(np.int64)
+
+    begin, end = inside(_or(came, frame.start_s)), inside(_or(left, _or(sign, frame.stop_s)))
+    return most_at_once(begin, end, numbers(lives["thread_count"]).astype(np.int64))
+
+
 def read_record(run: Run) -> Found:
     """Read what the budget of a run stands on."""
     frame = window(run)
@@ -261,10 +274,10 @@ def read_record(run: Run) -> Found:
     def moments(rows: pa.Table, name: str) -> Floats:
         return numbers(rows[name]) - frame.start_s
 
-    place, prefix = places.workers(attempts), _codes(attempts["prefix"], prefix_codes)
+    place, prefix = places.workers(attempts), codes(attempts["prefix"], prefix_codes)
     waits, executing, shares, notes = _of_attempts(attempts, moments, place, prefix)
-    acting, of = places.workers(activities), _codes(activities["prefix"], prefix_codes)
-    action = _codes(activities["action"], {"disk-write": 1, "disk-read": 1, "deserialize": 2})
+    acting, of = places.workers(activities), codes(activities["prefix"], prefix_codes)
+    action = codes(activities["action"], {"disk-write": 1, "disk-read": 1, "deserialize": 2})
     begin, end = moments(activities, "start_s"), moments(activities, "stop_s")
     for kind, code in (("spill", 1), ("deserialize", 2)):
         chosen = np.flatnonzero((action == code) & (acting >= 0))
@@ -312,7 +325,7 @@ def _of_attempts(
     assigned, received, inputs, executing, started, stopped, seceded, ended, closed = (
         moments(attempts, f"{name}_s") for name in names
     )
-    outcome = _codes(
+    outcome = codes(
         attempts["outcome"],
         {
             "memory": 1,
@@ -404,7 +417,7 @@ def _wanted(run: Run, places: _Places, attempts: pa.Table, cluster: Integers, mo
     is_open = numbers(graphs["is_open"]) > 0
     at = ("ready", "assigned", "received", "executing", "started", "stopped", "ended")
     ready, assigned, received, executing, started, stopped, ended = (moments(attempts, f"{name}_s") for name in at)
-    is_running = _codes(attempts["outcome"], {"running_at_end": 1}) == 1
+    is_running = codes(attempts["outcome"], {"running_at_end": 1}) == 1
     begin = _or(ready, _or(assigned, _or(received, _or(executing, started))))
     seen = np.fmax(np.fmax(stopped, executing), np.fmax(received, assigned))
     end = np.where(is_running, np.inf, _or(ended, seen))
@@ -473,7 +486,7 @@ class _Places:
 
     def clusters(self, rows: pa.Table, workers: Integers | None = None) -> Integers:
         """Return the cluster of each row, by its scheduler or else its worker; -1 where none is known."""
-        clusters = _codes(rows["scheduler_id"], self.cluster_of, -1)
+        clusters = codes(rows["scheduler_id"], self.cluster_of, -1)
         if workers is not None:
             lacking = np.flatnonzero((clusters < 0) & (workers >= 0))
             clusters[lacking] = self.cluster[workers[lacking]]
@@ -498,12 +511,12 @@ class _Places:
         return found_at
 
 
-def _codes(column: pa.ChunkedArray, codes: dict[Any, int], other: int = 0) -> Integers:
+def codes(column: pa.ChunkedArray, known: dict[Any, int], other: int = 0) -> Integers:
     """Return the number of each value; of values without one, `other`."""
     if not len(column):
         return np.zeros(0, np.int64)
     encoded = pc.dictionary_encode(column.combine_chunks())
-    found = np.array([codes.get(name, other) for name in encoded.dictionary.to_pylist()] + [other], np.int64)
+    found = np.array([known.get(name, other) for name in encoded.dictionary.to_pylist()] + [other], np.int64)
     indices = encoded.indices
     is_valid = _content(pc.is_valid(indices).cast(pa.int8()), np.int8) == 1
     return found[np.where(is_valid, _content(indices, np.int32), len(found) - 1)]
