@@ -57,6 +57,8 @@ with run_start as (
         case when w.ended like 'exited %' then try_cast(substr(w.ended, 8) as integer) end as exit_code,
         lead(w.came_s) over (partition by w.scheduler_id, w.name order by w.came_s) as next_came_s
     from worker_lives w
+    -- A life may be told twice: as it came, and as it was there when the record began.
+    qualify row_number() over (partition by w.scheduler_id, w.worker_id, w.address, w.left_s order by w.came_s) = 1
 ), ended as (
     select l.*, e.end_s
     from lives l
