@@ -95,9 +95,9 @@ PROGRAMS = {
             return n
         with local(n_workers=3) as cluster, Client(cluster) as client:
             first = next(iter(client.scheduler_info()["workers"]))
-            blocks = client.map(block, range(30), workers=[first])
+            blocks = client.map(block, range(24), workers=[first])
             wait(blocks)
-            print(len(client.gather([client.submit(uneven, n, blocks[n % 30]) for n in range(120)])))
+            print(len(client.gather([client.submit(uneven, n, blocks[n % 24]) for n in range(96)])))
     """,
     "overproduced": """
         def load(n):
@@ -109,6 +109,18 @@ PROGRAMS = {
             with local(memory_limit="1GB") as cluster, Client(cluster) as client:
                 load, use, gate = dask.delayed(load), dask.delayed(use), dask.delayed(slow)(0, t=1)
                 print(sum(dask.compute(*[use(load(n), gate) for n in range(100)])))
+    """,
+    "one_chain": """
+        with local() as cluster, Client(cluster) as client:
+            x = client.submit(slow, 0, t=0.01)
+            for _ in range(10):
+                x = client.submit(slow, x, t=0.25, pure=False)
+            print(x.result())
+    """,
+    "one_worker_asked": """
+        with local() as cluster, Client(cluster) as client:
+            only = min(client.scheduler_info()["workers"])
+            wait(client.map(slow, range(24), t=0.12, workers=[only]))
     """,
 }
 """Program bodies by the name of the trouble."""

@@ -119,7 +119,7 @@ def _worker(tasks):
             )  # fmt: skip
 
 
-def moved(transfer, source, start, stop, keys, nbytes=1_000_000):
+def moved(transfer, source, start, stop, keys, nbytes=1_000_000):  # noqa: PLR0917
     """Rows of a receiver: one movement of results from another worker."""
     return [
         schema.Transfer(

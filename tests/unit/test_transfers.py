@@ -14,7 +14,7 @@ from recup.analyse.movement import (
 from recup.analyse.stealing import steals_by_prefix, stolen_again
 from recup.rundir import create_run
 from recup.store import open_run
-from tests.unit.flow_runs import A, B, C, START_S, T, flow_run, moved, waited
+from tests.unit.flow_runs import START_S, A, B, C, T, flow_run, moved, waited
 from tests.unit.written_runs import at, row, write_run
 
 MB = 1_000_000

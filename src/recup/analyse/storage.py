@@ -91,9 +91,9 @@ def _traced(run: Run, record: Document, computing: float) -> Answer:
         *_worker_conclusions(run, workers.to_pylist(), computing),
     ]
     io_s = sum(row["io_s"] or 0.0 for row in prefixes.to_pylist())
-    share = f"{io_s / computing:.1%} of the tasks' computing time" if computing else "of tasks"
+    share = f", {io_s / computing:.1%} of their computing time" if computing else ""
     return Answer(
-        f"{seconds_text(io_s)} of threads went into reads and writes of files, {share}; "
+        f"Tasks spent {seconds_text(io_s)} in reads and writes of files{share}; processes moved "
         f"{bytes_text(totals['moved_bytes'])} in {plural(totals['file_count'], 'file')}.",
         ranked(found),
         (
