@@ -49,7 +49,7 @@ def test_many_small_tasks_with_gaps_between_them_are_too_small_at_the_cost_of_th
         answer = overhead(run)
     assert (
         answer.headline
-        == "Tasks are too small: 501 attempts computed 1 ms each on average, and 4.50 s of threads went by between them."
+        == "Tasks of a are too small: 501 attempts computed 1 ms each on average, and 4.50 s of threads went by between them."
     )
     (said,) = answer.conclusions
     assert (said.certainty, said.thread_s) == ("certain", pytest.approx(4.5, abs=1e-4))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recup import schema
 from recup.analyse.startup import _OWN_CODE, _PACKING, _STARTING, _WAY, _joined, graphs_sent, startup, startup_phases
-from tests.unit.scheduled import C, came, graph, made, nothing, process, ran, task
+from tests.unit.scheduled import WA, C, came, graph, made, nothing, process, ran, task
 from tests.unit.written_runs import A, at, row
 
 METRICS = {
@@ -32,9 +32,11 @@ def client(**values):
     return [process("client", C, process_started_s=at(-2) / 1e9, **values), SENT]
 
 
-def started(tmp_path, client_rows, *, told=(TOLD,), metrics_known=True, **options):
+def started(tmp_path, client_rows, *, told=(TOLD,), worker_began=None, **options):
     """A program began at -2, its worker came at 1, its graph was sent at 5 and taken at 9, its task began at 10."""
     by_scheduler, by_worker = ran("a", 0, 10.0, 11.0, assigned=9.25)
+    if worker_began is not None:
+        by_worker.append(process("worker", WA, A, process_started_s=at(worker_began) / 1e9))
     taken = graph(9.0, count=7, keys_digest="d", capture_duration_ns=50_000_000)
     rows = [came(A, 1.0, threads=2), taken, *task("a"), *by_scheduler, *told]
     return made(tmp_path, rows, {A: by_worker}, client_rows, ended=12, **options)
@@ -45,12 +47,13 @@ def phases(run):
 
 
 def test_phases_are_told_apart_by_the_moments_that_end_them_and_add_up(tmp_path):
-    with started(tmp_path, client()) as run:
+    with started(tmp_path, client(), worker_began=0.25) as run:
         found = startup_phases(run).to_pylist()
         answer = startup(run)
     assert [(each["phase"], round(each["from_at_s"], 6), round(each["duration_s"], 6)) for each in found] == [
         ("program start", -2.0, 2.0),
-        ("first worker", 0.0, 1.0),
+        ("worker launch", 0.0, 0.25),
+        ("first worker", 0.25, 0.75),
         ("own code", 1.0, 4.0),
         ("packing", 5.0, 1.0),
         ("on its way", 6.0, 0.5),
@@ -69,7 +72,7 @@ def test_phases_are_told_apart_by_the_moments_that_end_them_and_add_up(tmp_path)
         ("own code", "certain", 8.0), ("materialising", "certain", 4.0), ("packing", "certain", 2.0),
     ]  # fmt: skip
     assert answer.conclusions[1].statement == (
-        "Before the first task, 2.00 s went by in materialising: the scheduler unpacked the graph and made its tasks "
+        "Of the 12.0 s to the first task, 2.00 s are materialising: the scheduler unpacked the graph and made its tasks "
         "(graph of 7 tasks)."
     )
 
@@ -78,7 +81,7 @@ def test_moments_that_were_not_recorded_join_phases_that_are_then_called_unknown
     with started(tmp_path, (), told=()) as run:
         found, answer = phases(run), startup(run)
     assert found == [
-        ("first worker", 1.0),
+        ("unknown: worker launch or first worker", 1.0),
         ("unknown: own code or packing or on its way or materialising or ordering or task states", 8.0),
         ("recup", 0.05),
         ("assigning", 0.2),
@@ -93,7 +96,7 @@ def test_moments_that_were_not_recorded_join_phases_that_are_then_called_unknown
 def test_a_session_of_its_user_is_not_blamed_for_the_time_before_its_first_graph(tmp_path):
     with started(tmp_path, client(arguments='["ipykernel_launcher.py"]'), way="record") as run:
         answer = startup(run)
-        assert phases(run)[0] == ("first worker", 1.0)
+        assert phases(run)[0] == ("unknown: worker launch or first worker", 1.0)
     assert "own code" not in {each.subject for each in answer.conclusions}
     assert answer.headline.startswith("The first task computed 10.0 s after the first moment known")
 
@@ -129,3 +132,10 @@ def test_a_run_without_anything_says_that_no_task_is_known(tmp_path):
     with nothing(tmp_path) as run:
         answer = startup(run)
     assert (answer.headline, answer.conclusions) == ("No task is known to have computed.", ())
+
+
+def test_a_moment_that_no_clock_told_is_not_believed(tmp_path):
+    by_scheduler, by_worker = ran("a", 0, 10.0, 11.0)
+    rows = [came(A, 1.0), graph(-1e9, count=1), *task("a"), *by_scheduler]
+    with made(tmp_path, rows, {A: by_worker}, ended=12) as run:
+        assert sum(each["duration_s"] for each in startup_phases(run).to_pylist()) == pytest.approx(10.0)

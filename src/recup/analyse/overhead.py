@@ -35,7 +35,8 @@ SMALL_SHARE = 0.1
 SMALL_ATTEMPTS = 500
 """A prefix with fewer attempts costs too little to speak of."""
 SMALL_SAID_S = 1.0
-"""Thread-seconds between small tasks below which nothing is said."""
+SMALL_SAID_SHARE = 0.01
+"""Thread-seconds between small tasks, and their share of all computing, below which nothing is said."""
 SATURATED_SHARE = 0.9
 """The scheduler is one thread: at this share of a core it has no time left."""
 SATURATED_S = 2.0
@@ -399,7 +400,9 @@ def _headline(
     compute_s, gaps_s = sum(each["compute_s"] or 0.0 for each in rows), sum(each["gaps_s"] or 0.0 for each in rows)
     count = sum(each["attempt_count"] for each in rows)
     said = [
-        "Tasks are too small" if small else "Tasks are not too small as far as recorded",
+        f"Tasks of {_named([each.subject for each in small])} are too small"
+        if small
+        else "Tasks are not too small as far as recorded",
         "the scheduler was saturated" if saturated else None,
     ]
     mean = f"{count_text(count)} attempts computed {seconds_text(compute_s / count)} each on average"
@@ -409,10 +412,15 @@ def _headline(
     return f"{' and '.join(each for each in said if each)}: {mean}{gap}{cpu}."
 
 
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more prefixes" if len(names) > 3 else "")
+
+
 def _small_conclusions(prefixes: pa.Table, loads: list[Document]) -> list[Conclusion]:
     # The CPU of a scheduler alone in its process is the least that Dask spends on a task.
     alone = [load["cpu_per_attempt_s"] for load in loads if not load["shares_process_with"]]
     least_s = min((each for each in alone if each is not None), default=None) if len(alone) == len(loads) else None
+    all_s = sum(each["compute_s"] or 0.0 for each in prefixes.to_pylist())
     said = []
     for each in prefixes.to_pylist():
         if each["attempt_count"] < SMALL_ATTEMPTS or each["median_s"] is None:
@@ -425,7 +433,7 @@ def _small_conclusions(prefixes: pa.Table, loads: list[Document]) -> list[Conclu
         if each["gap_median_s"] is not None:
             if each["median_s"] >= SMALL_FACTOR * each["gap_median_s"] or (each["gap_share"] or 0.0) < SMALL_SHARE:
                 continue
-            if each["gaps_s"] < SMALL_SAID_S:
+            if each["gaps_s"] < max(SMALL_SAID_S, SMALL_SAID_SHARE * all_s):
                 continue
             statement = (
                 f"{they} (median), and {seconds_text(each['gap_median_s'])} goes by in a thread before the next starts: "

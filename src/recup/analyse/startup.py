@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SHOWN_COUNT = 50
 """Graphs shown."""
+BELIEVED_S = 30 * 86400.0
+"""A moment longer than this before the first task is no moment of its start, but a clock that is off or was not told."""
 SAID_SHARE = 0.01
 """A phase is spoken of when it takes this share of the run."""
 
@@ -57,11 +59,17 @@ _START = Phase(
     10.0,
     "Time the imports (`python -X importtime`): on parallel file systems a local copy of the environment helps.",
 )
+_WORKER_LAUNCH = Phase(
+    "worker launch",
+    "from the start of the scheduler, or of the program, until the process of the first worker began",
+    10.0,
+    "See how workers are asked for: jobs that queue in the batch system are the usual reason.",
+)
 _FIRST_WORKER = Phase(
     "first worker",
-    "from the start of the scheduler, or of the program, until the first worker was there",
+    "until the scheduler took the first worker in: its interpreter and imports",
     10.0,
-    "Workers queue in the batch system or import slowly; see when their processes began (`recup sql` on processes).",
+    "Time the imports of a worker (preloads included); on parallel file systems a local environment helps.",
 )
 _OTHER_WORKERS = Phase(
     "other workers",
@@ -181,10 +189,15 @@ left join (
 """
 
 WORKERS_SQL = """
-select came_s, left_s, thread_count
-from worker_lives
-where came_s is not null and scheduler_id = ?
-order by came_s
+select w.came_s, w.left_s, w.thread_count,
+    case when clocks.basis <> 'unknown' then p.process_started_s + clocks.offset_s end as process_started_s
+from worker_lives w
+left join (
+    select server_id, any_value(process_started_s) as process_started_s from raw.processes group by server_id
+) p on p.server_id = w.worker_id
+left join clocks on clocks.server_id = w.worker_id
+where w.came_s is not null and w.scheduler_id = ?
+order by w.came_s
 """
 
 GRAPHS_SQL = """
@@ -285,6 +298,18 @@ def _is_interactive(run: Run, first: Document) -> bool:
 
 def _steps(first: Document, lives: list[Document]) -> list[tuple[Phase, float, float, float | None]]:
     end_s = first["started_s"]
+    for name in (
+        "sent_s",
+        "taken_s",
+        "process_started_s",
+        "scheduler_began_s",
+        "assigned_s",
+        "received_s",
+        "executing_s",
+    ):
+        if first[name] is not None and end_s - first[name] > BELIEVED_S:
+            first[name] = None
+    lives = [each for each in lives if end_s - each["came_s"] <= BELIEVED_S]
     sent_s, taken_s = first["sent_s"], first["taken_s"]
     leaves_s = sent_s if sent_s is not None else taken_s
     before = [each["came_s"] for each in lives if leaves_s is not None and each["came_s"] <= leaves_s]
@@ -299,7 +324,7 @@ def _steps(first: Document, lives: list[Document]) -> list[tuple[Phase, float, f
     if came:
         # A worker that was there before the program takes no part in its start.
         if len(came) == len(before):
-            moments.append((_FIRST_WORKER, came[0]))
+            moments += [(_WORKER_LAUNCH, lives[0]["process_started_s"]), (_FIRST_WORKER, came[0])]
         if len(came) > 1 or len(came) < len(before):
             moments.append((_OTHER_WORKERS, came[-1]))
     moments.append((_OWN_CODE, sent_s))
@@ -407,11 +432,13 @@ def startup(run: Run) -> Answer:
     headline = f"The first task computed {seconds_text(whole_s)} after {since}"
     if whole_s:
         headline += f"; longest: {longest[0].name}, {seconds_text(longest[2] - longest[1])}"
-    conclusions = [_said(first, *step) for step in steps]
+    conclusions = [_said(first, whole_s, *step) for step in steps]
     return Answer(f"{headline}.", ranked(each for each in conclusions if each is not None), tables, _basis(first))
 
 
-def _said(first: Document, phase: Phase, from_s: float, to_s: float, idle_s: float | None) -> Conclusion | None:
+def _said(
+    first: Document, whole_s: float, phase: Phase, from_s: float, to_s: float, idle_s: float | None
+) -> Conclusion | None:
     duration_s = to_s - from_s
     if duration_s < max(phase.said_s, SAID_SHARE * (first["wall_s"] or 0.0)):
         return None
@@ -427,7 +454,8 @@ def _said(first: Document, phase: Phase, from_s: float, to_s: float, idle_s: flo
     return Conclusion(
         "startup",
         phase.name,
-        f"Before the first task, {seconds_text(duration_s)} went by in {phase.name}: {phase.meaning}{of_graph}.",
+        f"Of the {seconds_text(whole_s)} to the first task, {seconds_text(duration_s)} are {phase.name}: "
+        f"{phase.meaning}{of_graph}.",
         "possible" if is_unknown else "certain",
         idle_s or None,
         phase.advice,
