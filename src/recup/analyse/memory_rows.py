@@ -136,10 +136,10 @@ WORKERS_SQL = f"""
         m.life,
         max(m.process_bytes) as sampled_bytes,
         arg_max(m.at_s, m.process_bytes) as sampled_at_s,
-        min(m.at_s) filter (m.managed_bytes > f.target_share * l.memory_limit_bytes) as above_target_at_s,
-        min(m.at_s) filter (m.process_bytes > f.spill_share * l.memory_limit_bytes) as above_spill_at_s,
-        min(m.at_s) filter (m.process_bytes > f.pause_share * l.memory_limit_bytes) as above_pause_at_s,
-        min(m.at_s) filter (m.process_bytes > f.terminate_share * l.memory_limit_bytes) as above_terminate_at_s
+        min(m.at_s) filter (m.managed_bytes > f.target_share * nullif(l.memory_limit_bytes, 0)) as above_target_at_s,
+        min(m.at_s) filter (m.process_bytes > f.spill_share * nullif(l.memory_limit_bytes, 0)) as above_spill_at_s,
+        min(m.at_s) filter (m.process_bytes > f.pause_share * nullif(l.memory_limit_bytes, 0)) as above_pause_at_s,
+        min(m.at_s) filter (m.process_bytes > f.terminate_share * nullif(l.memory_limit_bytes, 0)) as above_terminate_at_s
     from measured m
     join lives l on l.life = m.life
     join fractions f on f.life = m.life
