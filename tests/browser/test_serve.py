@@ -10,7 +10,6 @@ from tests.unit.served import serving
 from tests.unit.written_runs import A, row, write_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>'\"&\u202e"
-NOW = "Date.now()"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +133,29 @@ def test_what_is_at_a_point_of_the_lanes_is_told(inside, served):
     inside.call("Input.dispatchMouseEvent", type="mouseMoved", x=box["right"] - 8, y=box["top"] + 10)
     inside.until("!document.getElementById('tip').hidden")
     assert "running for" in inside.value("document.getElementById('tip').textContent")
+
+
+def test_a_run_is_shown_by_its_report_which_is_walled_off(inside, served):
+    address = f"http://127.0.0.1:{served.port}/runs/20261124T100000Z-aaaa"
+    inside.go(address)
+    inside.until(
+        "document.querySelector('iframe')?.getAttribute('sandbox') === 'allow-scripts allow-downloads allow-modals'"
+    )
+    assert inside.value("document.getElementById('alone').getAttribute('href')").endswith("/report.html")
+    inside.go(address.replace("/runs/", "/api/runs/") + "/report.html")
+    inside.until("location.pathname.endsWith('report.html') && document.readyState === 'complete'")
+    assert inside.messages == []
+    assert (
+        inside.value("(() => { try { return document.cookie; } catch (reason) { return reason.name; } })()")
+        == "SecurityError"
+    )
+    assert inside.value("fetch('/api/runs').then(() => 'read', () => 'refused')") == "refused"
+    refused = [text for _, text in inside.messages]
+    assert refused
+    assert all("Content Security Policy" in text for text in refused)
+    inside.messages.clear()
+    inside.go(served.address)
+    inside.until("document.getElementById('runs') !== null")
 
 
 def test_a_page_of_a_run_that_is_not_there_says_so(page, served):

@@ -214,6 +214,29 @@ def test_a_list_that_has_not_changed_is_not_sent_again(served):
     assert "runs" not in served.json(f"/api/runs?version={version}")
 
 
+def test_what_takes_long_is_made_once_in_a_process_of_its_own(served):
+    first = served.json("/api/runs/good/overview")
+    assert (first["state"], first["problem"]) == ("making", None)
+    assert served.ask("/api/runs/good/overview.json")[0] == 409
+    made = served.until("/api/runs/good/overview", lambda told: told["state"] != "making")
+    assert made["state"] == "ready"
+    assert served.json("/api/runs/good/overview.json")["run"]["command"] == ["python", HOSTILE]
+    assert served.json("/api/runs/good/overview")["made_at_s"] == made["made_at_s"]
+
+
+def test_what_cannot_be_made_says_why(served):
+    told = served.until("/api/runs/broken/overview", lambda told: told["state"] != "making")
+    assert told["state"] == "failed"
+    assert "run.json cannot be read" in told["problem"]
+
+
+def test_a_report_is_walled_off_whatever_is_in_it(served):
+    policy = served.ask("/api/runs/good/report.html")[1]["Content-Security-Policy"].split("; ")
+    assert "default-src 'none'" in policy
+    assert "sandbox allow-scripts allow-downloads allow-modals" in policy
+    assert not [each for each in policy if each.startswith("connect-src")]
+
+
 # ---------------------------------------------------------------- the list of runs
 
 
@@ -532,9 +555,11 @@ def test_a_run_without_rows_is_told_without_them(tmp_path, damage):
 # ---------------------------------------------------------------- the verb
 
 
-def test_the_verb_prints_its_address_once_and_ends_in_order(places):
+def test_the_verb_prints_its_address_once_and_ends_in_order(places, tmp_path):
     command = [sys.executable, "-m", "recup", "serve", str(places), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     try:
         told = json.loads(process.stdout.readline())
         assert told["root"] == str(places)
@@ -545,3 +570,4 @@ def test_the_verb_prints_its_address_once_and_ends_in_order(places):
         process.kill()
         process.wait()
     assert (process.returncode, rest) == (0, ("", ""))
+    assert list(tmp_path.iterdir()) == []

@@ -7,21 +7,25 @@ for the state of the runs it was made of.  What is in it is `recup.report`'s.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 KEPT = 30
 TIMEOUT_S = 900.0
+_RETRY_S = 5.0
+"""A report that failed is told for this long and then, when asked for, tried again."""
 _RECORDED = ("spool", "tables", "foreign")
 _GROWING_S = 60.0
 """A report of a run that has grown since is shown for this long, instead of making it again each time."""
@@ -36,7 +40,6 @@ class _Report:
         self.begun_at_s = time.time()
         self.ended_at_s: float | None = None
         self.problem: str | None = None
-        self.task: asyncio.Task[None] | None = None
 
     def told(self) -> dict[str, Any]:
         """Return it as a page is told of it."""
@@ -52,8 +55,10 @@ class Reports:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="recup-serve-"))
         self._reports: OrderedDict[tuple[str, ...], _Report] = OrderedDict()
-        self._one_at_a_time = asyncio.Semaphore(1)
-        self._processes: set[asyncio.subprocess.Process] = set()
+        self._one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="recup-report")
+        self._starting = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
 
     def ask(self, runs: Sequence[Path], verb: Sequence[str] = ("report",)) -> _Report:
         """Return the report of runs, which may have to be made first.
@@ -69,13 +74,14 @@ class Reports:
         state = _state_of(runs)
         kept = self._reports.get(key)
         if kept is not None:
-            is_young = kept.ended_at_s is None or time.time() - kept.ended_at_s < _GROWING_S
-            if kept.state == state or (is_young and kept.problem is None):
+            age_s = 0.0 if kept.ended_at_s is None else time.time() - kept.ended_at_s
+            is_good = age_s < _RETRY_S if kept.problem is not None else kept.state == state or age_s < _GROWING_S
+            if is_good:
                 self._reports.move_to_end(key)
                 return kept
         name = hashlib.sha256("\0".join((*key, state)).encode(errors="surrogateescape")).hexdigest()[:24]
         report = self._reports[key] = _Report(state, self._directory / name)
-        report.task = asyncio.create_task(self._make(report, list(verb), [str(run) for run in runs]))
+        self._one_at_a_time.submit(self._make, report, list(verb), [str(run) for run in runs])
         self._forget_old()
         return report
 
@@ -86,45 +92,49 @@ class Reports:
                 del self._reports[key]
                 report.file.unlink(missing_ok=True)
 
-    async def _make(self, report: _Report, verb: list[str], runs: list[str]) -> None:
+    def _make(self, report: _Report, verb: list[str], runs: list[str]) -> None:
         is_printed = "--json" in verb
         command = [sys.executable, "-m", "recup", *verb, *(() if is_printed else ("-o", str(report.file))), *runs]
-        output = b""
+        report.begun_at_s = time.time()
         try:
-            async with self._one_at_a_time:
-                report.begun_at_s = time.time()
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    env={**os.environ, "NO_COLOR": "1"},
-                )
-                self._processes.add(process)
-                try:
-                    output, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
-                finally:
-                    self._processes.discard(process)
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
-            if process.returncode != 0 or not (is_printed or report.file.is_file()):
-                lines = errors.decode(errors="replace").strip().splitlines()
-                report.problem = lines[-1][:500] if lines else f"it ended with code {process.returncode}"
-            elif is_printed:
+            code, output, errors = self._run(command)
+            if code == 0 and is_printed:
                 report.file.write_bytes(output)
-        except TimeoutError:
+            if code != 0 or not report.file.is_file():
+                lines = errors.decode(errors="replace").strip().splitlines()
+                report.problem = lines[-1][:500] if lines else f"it ended with code {code}"
+        except subprocess.TimeoutExpired:
             report.problem = f"it took longer than {TIMEOUT_S / 60:.0f} minutes"
         except OSError as reason:
             report.problem = f"{type(reason).__name__}: {reason}"
         finally:
             report.ended_at_s = time.time()
 
-    async def close(self) -> None:
+    def _run(self, command: list[str]) -> tuple[int, bytes, bytes]:
+        with self._starting:
+            if self._is_closed:
+                return -1, b"", b"the server has ended"
+            process = self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "NO_COLOR": "1"},
+            )
+        with process:
+            try:
+                output, errors = process.communicate(timeout=TIMEOUT_S)
+            finally:
+                process.kill()
+        return process.returncode, output, errors
+
+    def close(self) -> None:
         """End what is being made and remove what was made."""
-        tasks = [report.task for report in self._reports.values() if report.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with self._starting:
+            self._is_closed = True
+            if self._process is not None:
+                self._process.kill()
+        self._one_at_a_time.shutdown(cancel_futures=True)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

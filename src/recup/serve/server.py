@@ -341,7 +341,7 @@ async def serve(
             loop.remove_signal_handler(number)
         server.stop()
         await server.close_all_connections()
-        await context.reports.close()
+        context.reports.close()
         context.readers.shutdown(wait=False, cancel_futures=True)
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from flatbuffers import encode, number_types, packer
 from flatbuffers.table import Table
 
-READ_BYTES = 8_000_000
+READ_BYTES = 2_000_000
 """Bytes taken from a file at a time, so that reading a long run shows how far it is."""
 _CONTINUATION = 0xFFFFFFFF
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3

@@ -1,7 +1,8 @@
 // Canvas drawings of the live page: stacked areas, lines, and tasks on lanes.
 
-export const COLOURS = ["#4e79a7", "#e08a3c", "#4fa08f", "#b5588b", "#c2a83e", "#7fa3d9", "#8c6bb1", "#74a04b", "#c0615e", "#7d8792"];
-export function colour(prefix) { return prefix < 0 ? "#7d8792" : COLOURS[prefix % COLOURS.length]; }
+const COLOURS = 11;
+/** Name of the colour of a prefix, by its number. */
+export function colour(prefix) { return prefix < 0 ? "p11" : `p${prefix % COLOURS}`; }
 
 export function theme(name) { return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim(); }
 
@@ -95,7 +96,8 @@ export function lanes(canvas, { workers, bars, running, now, span, time }) {
   const names = workers.map((worker) => worker.label);
   const left = Math.min(170, Math.max(30, ...names.map((name) => pen.measureText(name).width)) + 12), right = width - 4;
   const x = (at) => left + (1 - (now - at) / span) * (right - left);
-  const tops = new Map(), places = [];
+  const tops = new Map(), places = [], colours = Array.from({ length: COLOURS + 1 }, (_, i) => theme(`p${i}`)), card = theme("card"), erred = theme("erred"), ink = theme("ink");
+  const fill = (prefix) => colours[prefix < 0 ? COLOURS : prefix % COLOURS];
   let top = 2;
   for (const worker of workers) {
     const rows = Math.max(1, worker.lanes);
@@ -117,11 +119,11 @@ export function lanes(canvas, { workers, bars, running, now, span, time }) {
   const draw = (bar, isOpen) => {
     if (!tops.has(bar.worker) || bar.stop < now - span) return;
     const from = Math.max(left, x(bar.start)), wide = Math.max(0.7, Math.min(right, x(bar.stop)) - from), y = tops.get(bar.worker) + bar.lane * size + 1.5;
-    pen.fillStyle = colour(bar.prefix); pen.globalAlpha = isOpen ? 1 : 0.85;
+    pen.fillStyle = fill(bar.prefix); pen.globalAlpha = isOpen ? 1 : 0.85;
     pen.fillRect(from, y, wide, size - 3);
-    if (isOpen) { pen.fillStyle = theme("ink"); pen.globalAlpha = 1; pen.fillRect(right - 2, y, 2, size - 3); }
-    if (bar.failed) { pen.fillStyle = theme("erred"); pen.globalAlpha = 1; pen.fillRect(from, y, Math.max(2, wide), 3); }
-    if (!isOpen && wide > 3) { pen.globalAlpha = 1; pen.fillStyle = theme("card"); pen.fillRect(from + wide - 0.75, y, 0.75, size - 3); }
+    if (isOpen) { pen.fillStyle = ink; pen.globalAlpha = 1; pen.fillRect(right - 2, y, 2, size - 3); }
+    if (bar.failed) { pen.fillStyle = erred; pen.globalAlpha = 1; pen.fillRect(from, y, Math.max(2, wide), 3); }
+    if (!isOpen && wide > 3) { pen.globalAlpha = 1; pen.fillStyle = card; pen.fillRect(from + wide - 0.75, y, 0.75, size - 3); }
     pen.globalAlpha = 1;
     places.push([from, y, wide, size - 3, bar, isOpen]);
   };

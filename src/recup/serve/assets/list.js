@@ -1,11 +1,7 @@
-import { ask, byId, bytes, cell, count, dateTime, fillRows, make, note, plural, repeat, seconds, shown, stateBadge } from "./shared.js";
+import { ask, byId, bytes, cell, commandText, count, dateTime, fillRows, make, note, plural, repeat, seconds, shown, stateBadge } from "./shared.js";
 
 const ticked = new Set();
 let runs = [], version = "", drawn = "";
-
-function commandText(command) {
-  return Array.isArray(command) ? command.map(String).join(" ") : command ?? "";
-}
 
 function row(run) {
   const tick = make("input", { type: "checkbox", checked: ticked.has(run.name), disabled: !run.address || Boolean(run.problem) });
@@ -14,8 +10,7 @@ function row(run) {
   const started = run.started_ns ? dateTime(run.started_ns) : run.name;
   const address = run.state === "running" ? `${run.address}/live` : run.address;
   const name = run.address && !run.problem ? make("a", { href: address }, started) : started;
-  const command = commandText(run.command);
-  const told = run.problem ? cell(run.problem, "problem") : make("td", { className: "command", title: shown(command) }, command);
+  const told = run.problem ? cell(run.problem, "problem") : make("td", { className: "command", title: shown(commandText(run.command)) }, commandText(run.command, true));
   const live = run.state === "running" ? make("a", { href: address }, stateBadge(run.state)) : stateBadge(run.state ?? "unknown");
   if (run.state === "running") live.firstChild.textContent = "live";
   return make("tr", {},
@@ -43,9 +38,10 @@ function draw() {
 function tray() {
   const names = [...ticked].filter((name) => runs.some((run) => run.name === name));
   byId("compare").hidden = names.length === 0;
-  byId("ticked").textContent = names.length === 1 ? "1 run ticked; tick another to compare" : `${names.length} runs ticked`;
+  byId("ticked").textContent = names.length === 1 ? "1 run ticked; tick another to compare" :
+    names.length === 2 ? "2 runs ticked" : `${names.length} runs ticked: here two are compared, groups by recup compare A B --with C D`;
   const go = byId("go");
-  go.hidden = names.length < 2;
+  go.hidden = names.length !== 2;
   go.href = "/compare?" + names.sort().map((name) => "run=" + encodeURIComponent(name)).join("&");
 }
 

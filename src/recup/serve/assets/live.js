@@ -1,5 +1,5 @@
 import { areas, colour, lanes, strip, theme } from "./charts.js";
-import { ask, byId, bytes, cell, clockTime, count, fillRows, make, note, plural, repeat, seconds, shown, stateBadge } from "./shared.js";
+import { ask, byId, bytes, cell, clockTime, commandText, count, fillRows, make, note, plural, repeat, seconds, shown, stateBadge } from "./shared.js";
 
 const address = "/api" + location.pathname;
 const runAddress = location.pathname.replace(/\/live$/, "");
@@ -117,11 +117,11 @@ function drawNow(run, now) {
   fillRows(byId("now"), rows.map(([worker, , start, prefix, key]) => make("tr", {},
     cell(key ?? run.prefix_names[prefix] ?? "", "key"), cell(names.get(worker) ?? "", "path"), cell(seconds(Math.max(0, now - start)), "number"))));
   const seen = [...new Set([...bars.values(), ...sent.running.map((each) => ({ prefix: each[3] }))].map((bar) => bar.prefix))].sort((a, b) => a - b);
-  byId("colours").replaceChildren(...seen.slice(0, 10).map((prefix) => {
+  byId("colours").replaceChildren(...seen.slice(0, 11).map((prefix) => {
     const box = make("i");
-    box.style.background = colour(prefix);
+    box.style.background = `var(--${colour(prefix)})`;
     return make("li", {}, box, run.prefix_names[prefix] ?? "unknown");
-  }), ...(seen.length > 10 ? [make("li", {}, `and ${seen.length - 10} more; colours repeat`)] : []));
+  }), ...(seen.length > 11 ? [make("li", {}, `and ${seen.length - 11} more; colours repeat`)] : []));
   byId("lanesnote").hidden = sent.left_off === 0;
   byId("lanesnote").textContent = `${plural(sent.left_off, "more worker")} without room here`;
 }
@@ -160,7 +160,7 @@ function draw(run) {
   stateBadge(run.state, byId("state"));
   if (run.is_running) byId("state").textContent = "live";
   byId("clock").textContent = seconds(Math.max(0, run.now_s));
-  byId("command").textContent = shown(Array.isArray(run.command) ? run.command.join(" ") : run.command);
+  byId("command").textContent = shown(commandText(run.command, true));
   byId("report").textContent = run.is_running ? "Report so far" : "Open the report";
   note(...noteText(run));
   drawTiles(run); drawPrefixes(run); drawOver(run);

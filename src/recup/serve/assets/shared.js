@@ -69,6 +69,13 @@ export function stateBadge(state, badge = make("span")) {
   return badge;
 }
 
+/** A command line as a line; of Python its name alone. */
+export function commandText(command, isShort) {
+  if (!Array.isArray(command)) return command ?? "";
+  const [first = "", ...rest] = command.map(String);
+  return [isShort && /(^|\/)python[0-9.]*$/.test(first) ? first.split("/").at(-1) : first, ...rest].join(" ");
+}
+
 export function note(text, kind = "") {
   const place = byId("note");
   place.hidden = !text;
