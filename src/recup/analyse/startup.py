@@ -432,13 +432,12 @@ def startup(run: Run) -> Answer:
     headline = f"The first task computed {seconds_text(whole_s)} after {since}"
     if whole_s:
         headline += f"; longest: {longest[0].name}, {seconds_text(longest[2] - longest[1])}"
-    conclusions = [_said(first, whole_s, *step) for step in steps]
+    conclusions = [_said(first, whole_s, step) for step in steps]
     return Answer(f"{headline}.", ranked(each for each in conclusions if each is not None), tables, _basis(first))
 
 
-def _said(
-    first: Document, whole_s: float, phase: Phase, from_s: float, to_s: float, idle_s: float | None
-) -> Conclusion | None:
+def _said(first: Document, whole_s: float, step: tuple[Phase, float, float, float | None]) -> Conclusion | None:
+    phase, from_s, to_s, idle_s = step
     duration_s = to_s - from_s
     if duration_s < max(phase.said_s, SAID_SHARE * (first["wall_s"] or 0.0)):
         return None
