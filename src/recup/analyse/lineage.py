@@ -174,7 +174,18 @@ select
     p.recup_version,
     count(distinct who.worker_id) as worker_count
 from who
-left join (select * from raw.processes where role = 'worker') p on p.server_id = who.worker_id
+left join (
+    select
+        server_id,
+        max(packages_digest) as packages_digest,
+        max(python_version) as python_version,
+        max(dask_version) as dask_version,
+        max(distributed_version) as distributed_version,
+        max(recup_version) as recup_version
+    from raw.processes
+    where role = 'worker'
+    group by server_id
+) p on p.server_id = who.worker_id
 group by all
 order by worker_count desc
 """
