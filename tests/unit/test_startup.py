@@ -139,3 +139,9 @@ def test_a_moment_that_no_clock_told_is_not_believed(tmp_path):
     rows = [came(A, 1.0), graph(-1e9, count=1), *task("a"), *by_scheduler]
     with made(tmp_path, rows, {A: by_worker}, ended=12) as run:
         assert sum(each["duration_s"] for each in startup_phases(run).to_pylist()) == pytest.approx(10.0)
+
+
+def test_a_first_task_that_goes_on_began_when_its_worker_gave_it_to_a_thread(tmp_path):
+    by_scheduler, by_worker = ran("a", 0, 10.0, 11.0)
+    with made(tmp_path, [came(A, 1.0), graph(2.0), *task("a"), *by_scheduler[:2]], {A: by_worker[:2]}, ended=12) as run:
+        assert startup(run).headline.startswith("The first task computed 10.0 s after")

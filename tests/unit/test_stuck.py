@@ -225,3 +225,22 @@ def test_where_transitions_were_lost_what_wants_a_worker_is_only_possible(tmp_pa
         answer = stuck(run)
     assert [each.certainty for each in answer.conclusions if each.subject == "a"] == ["possible"]
     assert "some of these tasks may have finished" in answer.basis
+
+
+def test_a_long_task_of_a_prefix_of_which_none_finished_is_no_sign_of_being_stuck(tmp_path):
+    rows_ = [came(A), graph(), *task("x-1"), *begun("x-1", "processing", 6.0, A, 1)]
+    executing = schema.WorkerTransition(at(6.1), "x-1", 1, "ready", "executing", None, "compute-task")
+    with made(tmp_path, rows_, {A: [executing]}, ended=66, closed=False) as run:
+        answer = stuck(run)
+    assert answer.conclusions == ()
+    assert answer.headline == (
+        "1 task not finished when the record ended, 60.0 s after the last transition; nothing shows that it was stuck."
+    )
+
+
+def test_tasks_that_stand_while_no_thread_computes_are_stuck(tmp_path):
+    rows_ = [came(A), graph(), *task("x-1"), *begun("x-1", "processing", 6.0, A, 1)]
+    with made(tmp_path, rows_, {A: []}, ended=66, closed=False) as run:
+        answer = stuck(run)
+    assert answer.headline == "Stuck: 1 task not finished when the record ended, 60.0 s after the last transition."
+    assert [(each.subject, each.thread_s) for each in answer.conclusions] == [("silence", pytest.approx(60.0))]

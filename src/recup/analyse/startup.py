@@ -131,9 +131,10 @@ _STARTING = Phase(
 
 FIRST_SQL = """
 with first_run as (
-    select *
+    -- Of one that goes on it is known when its worker gave it to a thread.
+    select * replace (coalesce(started_s, executing_s) as started_s)
     from task_runs
-    where started_s is not null
+    where coalesce(started_s, executing_s) is not null
     order by started_s, run_id
     limit 1
 ), metrics as (

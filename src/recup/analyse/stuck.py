@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
-from recup.analyse.silences import silence_conclusions, silences, stragglers, tail
+from recup.analyse.silences import SILENCE_SAID_S, silence_conclusions, silences, stragglers, tail
 from recup.analyse.unfinished import Unfinished, state_rows, task_rows
 from recup.terminal import count_text, plural, seconds_text
 
@@ -29,6 +29,8 @@ PROCESSING_S = 10.0
 PROCESSING_FACTOR = 5.0
 """A task on a worker is spoken of when it is there longer than both this time and this many times the longest attempt
 of its prefix: shorter is no sign of anything."""
+UNKNOWN_S = 600.0
+"""The same for a prefix of which nothing finished: its tasks may just be long."""
 
 LONGEST_SQL = """
 select prefix, max(compute_s) as longest_s
@@ -48,8 +50,13 @@ def stuck(run: Run) -> Answer:
     quiet, slow, last = silences(run), stragglers(run), tail(run)
     stuck_on = _conclusions(run, found, tasks)
     conclusions = (*stuck_on, *silence_conclusions(quiet, slow, last))
+    is_dead = any(
+        each["is_at_end"] and not each["computing_task_count"] and not each["hidden_task_count"]
+        for each in quiet.to_pylist()
+        if each["duration_s"] >= SILENCE_SAID_S
+    )
     return Answer(
-        _headline(run, found, bool(stuck_on)),
+        _headline(run, found, is_dead or bool(stuck_on)),
         ranked(conclusions),
         (
             AnswerTable("states", "Tasks that did not finish, by state and prefix", state_rows(found)),
@@ -122,7 +129,7 @@ def _conclusions(run: Run, found: Unfinished, tasks: pa.Table) -> list[Conclusio
         if each["state"] != "processing" or len(said) >= 10:
             continue
         usual_s = longest.get(each["prefix"])
-        if each["age_s"] < max(PROCESSING_S, PROCESSING_FACTOR * (usual_s or 0.0)):
+        if each["age_s"] < (UNKNOWN_S if usual_s is None else max(PROCESSING_S, PROCESSING_FACTOR * usual_s)):
             continue
         usual = f"; the longest finished one took {seconds_text(usual_s)}" if usual_s is not None else ""
         held_up = each["held_up_task_count"]
