@@ -122,6 +122,18 @@ PROGRAMS = {
             only = min(client.scheduler_info()["workers"])
             wait(client.map(slow, range(24), t=0.12, workers=[only]))
     """,
+    "memory_killed": """
+        def grow(x, step=30_000_000):
+            held = []
+            while True:
+                held.append(b"1" * step)
+                time.sleep(0.05)
+        with dask.config.set({"distributed.scheduler.allowed-failures": 0}), local(memory_limit="500MB") as cluster, Client(cluster) as client:
+            kept = client.map(slow, range(4), t=0.1)
+            wait(kept)
+            wait(client.submit(grow, 1, key="grow-1"))
+            print(sum(client.gather(kept)))
+    """,
 }
 """Program bodies by the name of the trouble."""
 
