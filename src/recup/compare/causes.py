@@ -37,6 +37,8 @@ MORE = 2.0
 STOLEN_SHARE = 0.1
 STOLEN_COUNT = 10
 """Fewer tasks, or a smaller share of a prefix, are stolen in any healthy run, now and then."""
+STORM_COUNT, STORM_SHARE, STORM_BYTES = 20, 1 / 3, 1 << 20
+"""Stealing as wide as this is told whatever it cost: it says that work did not lie where it ran."""
 FEWER_THREADS = 0.95
 MANY_REPEATS = 4
 """Runs of each side from which on a category of the budget is told that no other cause explains."""
@@ -303,7 +305,8 @@ def _steals(sides: Sides) -> Iterable[Cause]:
             continue
         moved = sides.more(lambda each: each.total("transfers", "moved_bytes"))
         wall_s = sides.more(lambda each: each.categories["transfer_wait"] + each.categories["imbalance"])
-        if moved <= 0 or wall_s < sides.material_s:
+        is_storm = after >= STORM_COUNT and after >= STORM_SHARE * tasks and moved >= STORM_BYTES
+        if moved <= 0 or not (is_storm or wall_s >= sides.material_s):
             continue
         statement = (
             f"In {sides.slow_name} {count_text(after)} of {plural(round(tasks), 'task')} of {prefix} were stolen from the worker "
