@@ -64,6 +64,8 @@ def _folded(values: Numbers) -> Numbers:
 
 def smaller(values: Numbers) -> Column:
     """Return numbers coded plainly or as differences, whichever is smaller."""
+    if len(values) and values.max() >= 1 << 31:
+        return plain(values)  # a difference would need a bit more than there is
     data, width = _planes(_folded(np.diff(values.astype(np.int64), prepend=0)))
     as_is, differences = plain(values), (compressed(data), {"width": width, "coding": "delta"})
     return as_is if len(as_is[0]) <= len(differences[0]) else differences
@@ -80,7 +82,7 @@ def bytes_column(rows: Numbers) -> Column:
 
 
 def wide(gap: Numbers) -> Column:
-    """Code gaps; what passes 31 bits (a run of more than half an hour in microseconds) takes two columns' worth."""
+    """Code gaps, their upper bits in planes of their own: a gap of more than 8 seconds in microseconds has such."""
     folded = (gap << 1) ^ (gap >> 63)
     low, high = folded & 0xFFFFFF, folded >> 24
     low_data, low_width = _planes(low)
@@ -93,7 +95,9 @@ def time_columns(lane: Numbers, start: Numbers, duration: Numbers, *, tick_s: fl
     ticks = np.rint(duration / tick_s).astype(np.int64)
     length = np.where(ticks > 0, np.floor(np.log2(np.maximum(ticks, 1))).astype(np.int64) + 1, 0)
     exponent = np.maximum(length - bits, 0)
-    mantissa = ticks >> exponent
+    mantissa = (ticks + ((1 << exponent) >> 1)) >> exponent  # rounded, which may take one bit more
+    is_over = mantissa >> bits > 0
+    mantissa, exponent = np.where(is_over, mantissa >> 1, mantissa), exponent + is_over
     begun = np.rint(start / tick_s).astype(np.int64)
     stop = begun + (mantissa << exponent)
     before = np.concatenate(([0], stop[:-1]))[: len(stop)]

@@ -6,7 +6,6 @@ concluded here.  How it looks is the template's (`recup.report.html`).
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from recup.analyse.answers import Answer, Conclusion, answer, ranked
@@ -142,7 +141,7 @@ def report_document(run: Run) -> Document:
 
 
 def _answers(run: Run) -> list[tuple[Question, Answer]]:
-    return [(q, answer(run, q)) for q in QUESTIONS if find_spec(q.answered_by.partition(":")[0]) is not None]
+    return [(q, answer(run, q)) for q in QUESTIONS]
 
 
 def findings(found: tuple[Conclusion, ...]) -> list[Document]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from recup.errors import RecupError
 from recup.terminal import bytes_text, count_text, moment_text, plural, seconds_text
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     import jinja2
@@ -52,6 +52,7 @@ def write_report(run: Run, path: str | os.PathLike[str]) -> int:
     from recup.report.document import report_document
     from recup.report.timeline import timeline
 
+    _check_place(path)
     document = report_document(run)
     return _write(
         path, page_text("report.html.j2", document, {"timeline": timeline(run)}, {"strips": document["strips"]})
@@ -69,6 +70,7 @@ def write_comparison(a: Run, b: Run, path: str | os.PathLike[str]) -> int:
     from recup.report.comparison import comparison_document
     from recup.report.timeline import SIZE_LIMIT_BYTES, timeline
 
+    _check_place(path)
     document = comparison_document(a, b)
     lines = {
         name: timeline(run, size_limit_bytes=SIZE_LIMIT_BYTES // 2)
@@ -199,6 +201,15 @@ def _prose(text: str) -> markupsafe.Markup:
 
 def _asset(name: str) -> str:
     return (files("recup.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _check_place(path: str | os.PathLike[str]) -> None:
+    """Raise before a minute of work where a file cannot be made."""
+    place = Path(path)
+    if place.is_dir():
+        raise ReportNotWritten(f"{place} is a directory. Name a file with -o.")
+    if not os.access(place if place.exists() else place.absolute().parent, os.W_OK):
+        raise ReportNotWritten(f"{place} cannot be written: no such directory, or no right to. Name another with -o.")
 
 
 def _write(path: str | os.PathLike[str], text: str) -> int:

@@ -654,7 +654,7 @@ class Timeline {
         pen.fillStyle = best === DIM ? this.ink.dim : this.ink.prefixes[best];
         pen.fillRect(GUTTER + column, y + pad, 1, h);
         pen.globalAlpha = 1;
-        if (failedIn) { pen.fillStyle = this.ink.failed; pen.fillRect(GUTTER + column, y + pad, 1.5, h); }
+        if (failedIn) { pen.fillStyle = this.ink.failed; pen.fillRect(GUTTER + column, y + pad + 0.6 * h, 1.5, 0.4 * h); }
       }
       weights.fill(0);
       failedIn = 0;
@@ -930,6 +930,7 @@ Recup.startTimelines = function () {
     (x, origin) => strips.forEach((each) => each.crossAt(x, origin)),
   ];
   window.recupTimelines = lines;
+  window.recupStrips = strips;
   window.recupTimeline = lines[0];
   Recup.redraw = () => { lines.forEach((each) => each.draw()); strips.forEach((each) => each.build()); };
 };
