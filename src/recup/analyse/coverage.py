@@ -113,7 +113,7 @@ _OUTGOING_SEEN = "select max(value) from raw.samples where metric = 'transfer_ou
 _SHORT_LOGS = "select count(*), min(reason) from (select log, unnest(from_json(lost, '[\"VARCHAR\"]')) as reason from raw.io_logs)"
 _FILES_SHORT = f"{_SHORT_LOGS} where not starts_with(reason, 'DXT_')"
 _SEGMENTS_SHORT = f"{_SHORT_LOGS} where starts_with(reason, 'DXT_') or reason like '%killed%'"
-_ATTEMPTS_SEEN = "select count(*) from raw.results where role = 'worker' and start_s is not null"
+_ATTEMPTS_SEEN = "select count(*) from raw.results where role = 'worker' and compute_start_s is not null"
 _FAILURES_SEEN = "select count(*) from raw.results where outcome in ('error', 'erred')"
 
 CELLS = (
