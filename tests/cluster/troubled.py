@@ -30,20 +30,20 @@ PROGRAMS = {
     """,
     "gil_held": """
         def hold(x):
-            __import__('ctypes').PyDLL(None).usleep(1_300_000)  # PyDLL keeps the GIL
+            __import__('ctypes').PyDLL(None).usleep(1_800_000)  # PyDLL keeps the GIL
             return x
         with local() as cluster, Client(cluster) as client:
             wait(client.map(slow, range(50), t=0.05))
-            wait(client.map(hold, range(4)))
+            wait(client.map(hold, range(2)))
             wait(client.map(slow, range(50, 100), t=0.05))
     """,
     "loop_blocked": """
         async def nap(x):
-            time.sleep(1.3)
+            time.sleep(1.8)
             return x
         with local() as cluster, Client(cluster) as client:
             wait(client.map(slow, range(50), t=0.05))
-            wait(client.map(nap, range(4)))
+            wait(client.map(nap, range(2)))
             wait(client.map(slow, range(50, 100), t=0.05))
     """,
     "no_such_resource": """

@@ -38,11 +38,13 @@ __all__ = [
 BINS = 200
 """Bins of a budget that nobody asked otherwise; a tenth of them is shown."""
 NOTABLE_SHARE = 0.1
-"""Share of the budget from which on a category is a conclusion: less is worth little to anyone."""
+"""Share of the time that workers were there from which on a category is a conclusion: less is worth little to anyone."""
 NOTABLE_WALL_S = 1.0
 """And as much of the wall time: shorter is the come and go of any start."""
 USUAL_START_S = 15.0
-"""Wall time without workers or wanted tasks that says nothing: imports, start of processes, and end."""
+"""Wall time without wanted tasks that says nothing: imports, graph building, and end."""
+USUAL_ARRIVAL_S = 5.0
+"""Wall time without some workers, between the first arrival and the last departure, that says nothing."""
 CROWDED_SHARE = 0.2
 """Share of the time of tasks that waited for a CPU from which on it is a conclusion of its own."""
 
@@ -273,7 +275,7 @@ _FOUND: dict[str, tuple[str, str, str]] = {
     ),
     "worker_absent": (
         "certain",
-        "threads were not there, as their workers had not come or had gone",
+        "threads were not there while others were, as their workers had not come or had gone",
         "Start work when workers are there, or keep them: `recup startup` and `recup deaths`",
     ),
 }
@@ -281,14 +283,16 @@ _FOUND: dict[str, tuple[str, str, str]] = {
 
 
 def _conclusions(run: Run, sums: Sums, thread_s: Floats) -> tuple[Conclusion, ...]:
-    total = float(thread_s.sum())
     seconds = dict(zip(NAMES, map(float, thread_s), strict=True))
     in_threads = sum(seconds[name] for name in BUSY)
+    least_wall = {"nothing_submitted": USUAL_START_S, "worker_absent": USUAL_ARRIVAL_S}
+    # Before the first worker it is the start of the run, which `startup` tells.
+    seconds["worker_absent"] = _absent_between(sums, _kept(run).found)
+    base = float(sums.of_lives.sum()) + seconds["worker_absent"]
     found = []
     for name, (certainty, what, advice) in _FOUND.items():
         wall = seconds[name] / sums.thread_count
-        least = USUAL_START_S if name in ("nothing_submitted", "worker_absent") else NOTABLE_WALL_S
-        if seconds[name] < NOTABLE_SHARE * total or wall < least:
+        if seconds[name] < NOTABLE_SHARE * base or wall < least_wall.get(name, NOTABLE_WALL_S):
             continue
         prefix, part = _leading_prefix(run, name)
         where = f", {part:.0%} of it by {prefix}" if prefix is not None else ""
@@ -297,12 +301,12 @@ def _conclusions(run: Run, sums: Sums, thread_s: Floats) -> tuple[Conclusion, ..
             Conclusion(
                 "budget",
                 prefix or name.replace("_", " "),
-                f"For {seconds_text(seconds[name])} of threads, {seconds[name] / total:.0%} of the budget, "
+                f"For {seconds_text(seconds[name])} of threads, {seconds[name] / base:.0%} of the time workers were there, "
                 f"{what.format(files=files)}{where}.",
                 certainty,
                 seconds[name],
                 f"{advice}.",
-                {"category": name, "thread_s": seconds[name], "share": seconds[name] / total, "wall_s": wall},
+                {"category": name, "thread_s": seconds[name], "share": seconds[name] / base, "wall_s": wall},
             )
         )
     if seconds["cpu_wait"] >= max(CROWDED_SHARE * in_threads, NOTABLE_WALL_S * sums.thread_count):
@@ -315,10 +319,20 @@ def _conclusions(run: Run, sums: Sums, thread_s: Floats) -> tuple[Conclusion, ..
                 "certain",
                 seconds["cpu_wait"],
                 "Start no more threads than the host has CPUs to spare, and look for libraries that start their own.",
-                {"category": "cpu_wait", "thread_s": seconds["cpu_wait"], "share": seconds["cpu_wait"] / total},
+                {"category": "cpu_wait", "thread_s": seconds["cpu_wait"], "share": seconds["cpu_wait"] / in_threads},
             )
         )
     return ranked(found)
+
+
+def _absent_between(sums: Sums, found: Found) -> float:
+    """Return the thread-seconds of workers that were not there, from the first arrival to the last departure."""
+    lives = found.record.lives
+    come = np.clip(lives.start_s, 0.0, sums.wall_s)
+    gone = np.clip(lives.stop_s, 0.0, sums.wall_s)
+    if not len(come):
+        return 0.0
+    return max(float(gone.max() - come.min()) * sums.thread_count - float(sums.of_lives.sum()), 0.0)
 
 
 def _leading_prefix(run: Run, name: str) -> tuple[str | None, float]:

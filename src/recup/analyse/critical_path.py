@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
+from recup.analyse.answers import Answer, AnswerTable, Conclusion
 from recup.analyse.budget_record import Window, codes, most_threads, numbers, window
 from recup.analyse.critical_path_ideal import Floats, Integers, longest_path, replayed
 from recup.terminal import plural, seconds_text
@@ -37,7 +37,7 @@ KINDS: tuple[tuple[str, str], ...] = (
 """What a second of the chain can be, and what it means."""
 
 NOTABLE_SHARE = 0.1
-"""Share of the chain from which on a kind of wait is a conclusion: less is worth little to anyone."""
+"""Share of the chain since its first graph from which on a kind of wait is a conclusion: less is worth little to anyone."""
 NOTABLE_S = 1.0
 """And at least so long: shorter is the come and go of any start."""
 FULL_SHARE = 0.5
@@ -277,7 +277,7 @@ _ADVICE = {
 def _conclusions(
     run: Run, found: _Found, seconds: dict[str, float], ideal: dict[str, float | None]
 ) -> tuple[Conclusion, ...]:
-    total = sum(seconds.values())
+    total = sum(seconds.values()) - seconds["start"]
     prefixes = critical_path_prefixes(run).to_pylist()
     longest, bound, spread = ideal["infinitely many workers"], ideal["these workers"], ideal["evenly spread"]
     since = ideal["since the first graph"]
@@ -294,7 +294,7 @@ def _conclusions(
             Conclusion(
                 "critical-path",
                 leading["prefix"] if mostly else name,
-                f"Of the {seconds_text(total)} until the last result, the chain spent {seconds_text(part)} "
+                f"Of the {seconds_text(total)} from its first graph to the last result, the chain spent {seconds_text(part)} "
                 f"({part / total:.0%}) {_WORDS[name]}{mostly}.",
                 "likely",
                 None,
@@ -315,10 +315,10 @@ def _conclusions(
                     "certain",
                     None,
                     "Split the tasks of this chain" + (f", {leading['prefix']} first." if leading["prefix"] else "."),
-                    {"longest_path_s": longest, "evenly_spread_s": spread, "since_first_graph_s": since},
+                    {"path_s": longest, "evenly_spread_s": spread, "since_first_graph_s": since},
                 )
             )
-    return ranked(conclusions)
+    return tuple(sorted(conclusions, key=lambda each: -float(each.evidence["path_s"] or 0.0)))
 
 
 def _basis(found: _Found) -> str:
@@ -466,6 +466,9 @@ def _links(run: Run, graph: _Graph, chain: list[int], came_by: list[str], frame:
     told["stopped"] = np.where(np.isnan(told["stopped"]), told["done"], told["stopped"])
     moments = np.stack([told[name] for name in _STEPS], axis=1) if len(chain) else np.zeros((0, len(_STEPS)))
     is_told = np.isfinite(moments)
+    if len(chain):
+        # Where clocks or rows contradict each other, nothing lasts longer than the chain.
+        moments = np.minimum(np.minimum(moments, told["done"][:, None]), told["done"][-1])
     ends = np.maximum.accumulate(np.concatenate([[frame.start_s], np.nan_to_num(moments, nan=-np.inf).ravel()]))
     lengths = np.diff(ends).reshape(-1, len(_STEPS))
     kind_of = np.array([[_NAMES.index(name) for name in _KIND_OF_STEP]] * len(chain), np.int64).reshape(lengths.shape)
@@ -474,7 +477,6 @@ def _links(run: Run, graph: _Graph, chain: list[int], came_by: list[str], frame:
     # A step after one that is not told is not known either: it may have been both.
     skipped = ~is_told[:, :-1] & is_told[:, 1:]
     skipped[:, 0] = False
-    skipped[:, _STEPS.index("executing")] &= ~unsaid
     kind_of[:, 1:][skipped] = unknown
     stolen = np.array(rows["is_from_steal"].to_pylist(), bool) & np.isnan(told["ready"])
     kind_of[stolen, _STEPS.index("assigned")] = _NAMES.index("slot")
@@ -483,6 +485,7 @@ def _links(run: Run, graph: _Graph, chain: list[int], came_by: list[str], frame:
     kind_of[way == "repeat", ready] = repeat
     kind_of[(way == "unknown") & is_told[:, ready], ready] = unknown
     kind_of[way == "start", 0] = _NAMES.index("start")
+    kind_of[unsaid, _STEPS.index("stopped")] = unknown
     kind_of[is_vain, _STEPS.index("stopped")] = repeat
     seconds = np.zeros((len(chain), len(_NAMES)))
     np.add.at(seconds, (np.arange(len(chain))[:, None], kind_of), lengths)
