@@ -24,7 +24,7 @@ from recup.analyse.budget_sweep import BUSY, Floats, Integers, Mask, Record, Spa
 if TYPE_CHECKING:
     from recup.store import Run
 
-WINDOW_SQL = "select started_s, ended_s, last_task_s from run_summary"
+WINDOW_SQL = "select started_s, ended_s, first_task_s, last_task_s from run_summary"
 
 LIVES_SQL = """
 with told as (
@@ -223,13 +223,13 @@ class Found:
 
 def window(run: Run) -> Window:
     """Return from when to when the run went: by its program's start and end where they are told and fit its tasks."""
-    ((started_s, ended_s, last_task_s),) = run.sql(WINDOW_SQL).fetchall()
+    ((started_s, ended_s, first_task_s, last_task_s),) = run.sql(WINDOW_SQL).fetchall()
     told_start, told_end = (_seconds(run.manifest.get(name)) for name in ("started_ns", "ended_ns"))
     if started_s is None or ended_s is None:
         start = told_start if told_start is not None else 0.0
         return Window(start, max(told_end if told_end is not None else start, start), start)
     start, stop = started_s, ended_s
-    if told_start is not None and told_start < ended_s:
+    if told_start is not None and told_start <= (ended_s if first_task_s is None else first_task_s):
         start = told_start
     if told_end is not None and told_end >= max(last_task_s or started_s, start):
         stop = told_end
