@@ -462,7 +462,7 @@ def _ahead(run: Run, scheduler: str, at_s: float, facts: Document, prefixes: pa.
         Conclusion(
             "order",
             name,
-            f"{name} ran ahead: {total}, and {bytes_text(most['peak_unused_bytes'])} of them were results of {name} "
+            f"{name} ran ahead: {total[0].lower()}{total[1:]}, and {bytes_text(most['peak_unused_bytes'])} of them were results of {name} "
             f"that no task had begun to use.{waited_for}{why}",
             "likely",
             None,

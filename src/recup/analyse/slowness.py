@@ -304,7 +304,7 @@ def _cells_table(tasks: _Tasks, compared: _Compared) -> pa.Table:
 
 def _headline(tasks: _Tasks, compared: dict[str, _Compared], found: list[Conclusion]) -> str:
     if found:
-        return max(found, key=lambda each: each.thread_s or 0.0).statement
+        return f"{max(found, key=lambda each: each.thread_s or 0.0).statement.split(': ', 1)[0]}."
     effects = compared["worker"].effects
     if not effects:
         return "Nothing can be compared: no prefix has eight tasks with a result on each of two workers."

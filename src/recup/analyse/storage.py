@@ -165,8 +165,8 @@ def _reread_conclusions(totals: Document, computing: float) -> list[Conclusion]:
             f"{plural(totals['most_reread_worker_count'], 'worker')}.",
             "likely",
             cost,
-            "Read it in one task and let others use the result, `persist` it, or cut chunks so that no two tasks read "
-            "the same part of a file.",
+            "Read it once and keep it: within a task in memory, for several tasks as the result of one, or cut chunks so "
+            "that no two tasks read the same part of a file.",
             {"reread_bytes": again, "read_bytes": totals["read_bytes"], "reread_io_s": cost, "path": path},
         )
     ]
