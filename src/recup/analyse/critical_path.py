@@ -48,7 +48,7 @@ LINKS_SHOWN = 1000
 REPLAYED_TASKS = 2_000_000
 """Tasks up to which the run is replayed; more would take longer than anyone waits."""
 
-_SUDDEN_S = 0.1  # between last input and ready the scheduler takes no longer; then another input is not in the record
+_SUDDEN_S = 0.1  # from last input, or graph, to ready; where it took longer an input may not be in the record
 _NAMES = tuple(name for name, _ in KINDS)
 _STEPS = ("submitted", "ready", "assigned", "received", "inputs", "executing", "started", "stopped", "done")
 _KIND_OF_STEP = ("client", "latency", "slot", "latency", "transfer", "slot", "latency", "compute", "latency")
@@ -481,7 +481,7 @@ def _links(run: Run, graph: _Graph, chain: list[int], came_by: list[str], frame:
     stolen = np.array(rows["is_from_steal"].to_pylist(), bool) & np.isnan(told["ready"])
     kind_of[stolen, _STEPS.index("assigned")] = _NAMES.index("slot")
     ready = _STEPS.index("ready")
-    kind_of[(way == "input") & (lengths[:, ready] > _SUDDEN_S), ready] = unknown
+    kind_of[(way != "repeat") & (lengths[:, ready] > _SUDDEN_S), ready] = unknown
     kind_of[way == "repeat", ready] = repeat
     kind_of[(way == "unknown") & is_told[:, ready], ready] = unknown
     kind_of[way == "start", 0] = _NAMES.index("start")
