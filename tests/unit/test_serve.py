@@ -476,6 +476,24 @@ def test_a_growing_run_is_told_as_its_rows_arrive(tmp_path):
     worker.close()
 
 
+def test_rows_written_just_before_the_spool_was_removed_are_read(tmp_path):
+    path = create_run(tmp_path, way="run", run_id="sealed")
+    update_manifest(path, started_ns=START_NS, state="ended", ended_ns=at(5))
+    spool, rows = Spool(path, "scheduler", "Scheduler-1"), scheduler_rows()
+    transitions = [each for each in rows if isinstance(each, schema.SchedulerTransition)]
+    for each in [*(each for each in rows if isinstance(each, schema.Task)), *transitions[:-1]]:
+        spool.put(each)
+    assert spool.flush()
+    live = LiveRun(path)
+    assert states_of(live.document())["boom"] == (1, 0, 1, 0, 0, 0)
+    spool.put(transitions[-1])
+    spool.close()
+    shutil.rmtree(path / "spool")
+    live.read()
+    after = live.document()
+    assert (states_of(after)["boom"], after["is_spool_gone"]) == ((1, 0, 0, 0, 1, 0), True)
+
+
 def test_what_a_page_has_already_is_not_sent_again(tmp_path):
     live = LiveRun(write_run(tmp_path))
     sent = live.document()["lanes"]

@@ -59,11 +59,14 @@ class GrowingWorker:
 class GrowingSpool:
     """One server's spool as it grows."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, is_held: bool = False):
         self.path = path
         self.role, _, self.server_id = path.name.partition("-")
-        self.keys = KeyTail(path / "keys.arrows")
-        self.tails = {name: StreamTail(path / f"{name}.arrows") for name in TABLES_READ.get(self.role, ("losses",))}
+        self.keys = KeyTail(path / "keys.arrows", is_held=is_held)
+        self.tails = {
+            name: StreamTail(path / f"{name}.arrows", is_held=is_held)
+            for name in TABLES_READ.get(self.role, ("losses",))
+        }
         self._prefixes = np.full(1024, -1, dtype=np.int16)
         self._outcomes = np.zeros(1024, dtype=np.uint8)
         self.status: dict[str, Any] = {}

@@ -34,6 +34,8 @@ READ_S = 0.7
 _SAME_S = 0.2
 _STILL_S = 5.0
 """A server that has not closed and wrote no status for this long gives no sign of life."""
+_HELD = 20
+"""Spools whose files are kept open until the end, which sealing removes; more would need too many."""
 _LISTED = 200
 _LANES_SHOWN = 256
 _ON_THREAD = ("executing", "long-running", "cancelled", "resumed")
@@ -93,19 +95,24 @@ class LiveRun:
 
     def read(self) -> None:
         """Take in what was written since the last time."""
-        self._find_spools()
         with contextlib.suppress(RecupError):
             self._manifest = read_manifest(self.path)
         deadline = time.monotonic() + READ_S
+        unread = [spool for spool in self._spools.values() if spool.is_there or self._is_behind]
         self._is_behind = False
+        self._find_spools()
+        # One that has just gone is read a last time, as far as its files are held open.
         for spool in list(self._spools.values()):
-            if spool.is_there:
+            if spool.is_there or spool in unread:
                 spool.read_status()
                 # Files are first measured: keys are written before the rows that hold them.
                 sizes = {name: tail.size() for name, tail in spool.tails.items()}
                 self._read_keys(spool)
                 for name, tail in spool.tails.items():
                     self._read_tail(spool, name, tail, sizes[name], deadline)
+        for worker in self._workers.values():  # now that their own rows have been read
+            if worker.gone_ns is not None and not self._is_behind:
+                worker.slots.stop_all(worker.gone_ns)
         self._lanes.forget_before(self._now_ns() - int((WINDOW_S + 5) * 1e9))
         self._read_at = time.monotonic()
 
@@ -116,7 +123,8 @@ class LiveRun:
                 with os.scandir(self.path / "spool") as entries:
                     there = {each.name for each in entries if each.is_dir(follow_symlinks=False)}
         for name in sorted(there - set(self._spools)):
-            self._spools[name] = GrowingSpool(self.path / "spool" / name)
+            is_held = name.startswith("scheduler-") or len(self._spools) < _HELD
+            self._spools[name] = GrowingSpool(self.path / "spool" / name, is_held=is_held)
         for name, spool in self._spools.items():
             spool.is_there = name in there
 
@@ -180,7 +188,6 @@ class LiveRun:
 
     def _gone(self, worker: GrowingWorker, time_ns: int) -> None:
         worker.gone_ns = time_ns
-        worker.slots.stop_all(time_ns)
         self._lines.put(("memory", worker.number), time_ns, 0.0)
 
     def _take_scheduler_samples(self, spool: GrowingSpool, batch: pa.RecordBatch) -> None:
@@ -256,8 +263,6 @@ class LiveRun:
             else:
                 shown = time_ns > shown_ns
                 worker.slots.stop(key_id, attempt, time_ns, failed=bool(is_failed), shown=shown)
-        if worker.gone_ns is not None:
-            worker.slots.stop_all(worker.gone_ns)
         self._lines.reach(min(last_ns, self._now_ns()))
 
     def _take_worker_samples(self, spool: GrowingSpool, batch: pa.RecordBatch) -> None:

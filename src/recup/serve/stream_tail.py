@@ -12,6 +12,7 @@ import bisect
 import contextlib
 import os
 import struct
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,11 @@ def _number(table: Any, field: int, flags: Any) -> int:
 class StreamTail:
     """One stream, read as it grows.
 
+    Parameters
+    ----------
+    is_held : bool
+        Whether the file is kept open, so that its last bytes can be read after it was removed.
+
     Attributes
     ----------
     offset : int
@@ -97,9 +103,11 @@ class StreamTail:
         Why nothing more is read; None while all is well.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, is_held: bool = False):
         self.path = path
         self.offset = 0
+        self._is_held = is_held
+        self._descriptor = -1
         self.problem: str | None = None
         self._header = b""
         self._dictionaries: dict[int, bytes] = {}
@@ -107,7 +115,7 @@ class StreamTail:
     def size(self) -> int:
         """Return the bytes the file has now; 0 where it is gone or no file."""
         try:
-            return os.lstat(self.path).st_size
+            return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else os.lstat(self.path).st_size
         except OSError:
             return 0
 
@@ -139,8 +147,14 @@ class StreamTail:
         return self._decoded(self._bytes(begin, end - begin))[0]
 
     def _bytes(self, begin: int, count: int) -> bytes:
+        if self._descriptor >= 0:
+            return os.pread(self._descriptor, count, begin)
         # A link could lead anywhere on this disk.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if self._is_held:
+            self._descriptor = descriptor
+            weakref.finalize(self, os.close, descriptor)
+            return os.pread(descriptor, count, begin)
         try:
             return os.pread(descriptor, count, begin)
         finally:
@@ -188,8 +202,8 @@ class StreamTail:
 class KeyTail:
     """The keys of one spool as it grows: where each stands, and its text when asked for."""
 
-    def __init__(self, path: Path):
-        self.stream = StreamTail(path)
+    def __init__(self, path: Path, *, is_held: bool = False):
+        self.stream = StreamTail(path, is_held=is_held)
         self._first_ids: list[int] = []
         self._places: list[tuple[int, int, int]] = []
         self._kept: OrderedDict[int, list[str | None]] = OrderedDict()

@@ -87,7 +87,7 @@ export function strip(canvas, height, { values, step, duration, text, time, base
 
 const GAP = 6;
 /** Tasks on lanes; returns what is at a point of the canvas. */
-export function lanes(canvas, { workers, bars, running, now, span, time }) {
+export function lanes(canvas, { workers, bars, running, now, span, time, end }) {
   const total = workers.reduce((sum, worker) => sum + Math.max(1, worker.lanes), 0);
   const size = total <= 24 ? 16 : total <= 64 ? 11 : 7;
   const height = total * size + workers.length * GAP + 20;
@@ -130,8 +130,8 @@ export function lanes(canvas, { workers, bars, running, now, span, time }) {
   for (const bar of bars) draw(bar, false);
   for (const bar of running) draw(bar, true);
   pen.fillStyle = theme("quiet"); pen.textBaseline = "alphabetic";
-  pen.textAlign = "left"; pen.fillText(`${time(span)} ago`, left, height - 4);
-  pen.textAlign = "right"; pen.fillText("now", right, height - 4);
+  pen.textAlign = "left"; pen.fillText(`${time(span)} ${end === "now" ? "ago" : "before"}`, left, height - 4);
+  pen.textAlign = "right"; pen.fillText(end, right, height - 4);
   return (px, py) => places.findLast(([from, y, wide, high]) => px >= from - 1 && px <= from + wide + 1 && py >= y && py <= y + high);
 }
 

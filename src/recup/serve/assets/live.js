@@ -30,7 +30,7 @@ function noteText(run) {
   if (run.is_running && run.read_share < 0.999) return [`Reading what was recorded so far: ${Math.floor(run.read_share * 100)} %`, " waiting"];
   const lines = [];
   if (run.state === "unknown") lines.push(`No sign of life since ${clockTime(run.last_sign_ns)}: it was killed, or nothing reaches this directory any more.`);
-  else if (!run.is_running) lines.push(`The run is over (${run.state}). What is shown is its end; the report tells the rest.`);
+  else if (!run.is_running) lines.push(`The run is over (${shown(run.state)}). ` + (run.has_rows ? "What is shown is its end; the report tells the rest." : "Its report tells what it did."));
   else if (!run.has_rows) lines.push("Nothing has been written yet. Rows reach this page about a second after they happen.");
   for (const each of run.silent.slice(0, 4)) {
     if (run.is_running) lines.push(`The ${each.role} ${shown(each.server_id)} gives no sign of life since ${each.last_sign_ns ? clockTime(each.last_sign_ns) : "it began"}.`);
@@ -106,7 +106,7 @@ function drawLanes() {
   const span = Math.min(sent.window_s, Math.max(10, now));
   const open = sent.running.map(([worker, lane, start, prefix, key]) => ({ worker, lane, start, stop: now, prefix, key, failed: 0, number: 1 }));
   const workers = sent.workers.map((worker) => ({ ...worker, label: shown(worker.name) }));
-  find = lanes(byId("lanes"), { workers, bars: bars.values(), running: open, now, span, time: seconds });
+  find = lanes(byId("lanes"), { workers, bars: bars.values(), running: open, now, span, time: seconds, end: run.is_running ? "now" : "end" });
   return now;
 }
 
