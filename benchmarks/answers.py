@@ -101,7 +101,7 @@ def measure(path, questions, repeats):
     limit_s, limit_mb = next((each[1:] for each in PROMISES if tasks <= each[0]), (None, None))
     told = "no promise" if limit_s is None else f"promise: each <= {limit_s:g} s, <= {limit_mb:g} MB"
     print(f"\n{tasks} tasks; {told}")
-    print(f"{'question':14} {'cold s':>7} {'warm s':>7} {'cpu s':>7} {'cold MB':>8} {'warm MB':>8}")
+    print(f"{'question':14} {'cold s':>7} {'warm s':>7} {'cold cpu':>8} {'warm cpu':>8} {'cold MB':>8} {'warm MB':>8}")
     samples = []
     for question in questions:
         found = {"cold": [], "warm": []}
@@ -120,7 +120,7 @@ def measure(path, questions, repeats):
             worst_mb = max(cold["peak_memory_mb"], warm["peak_memory_mb"])
             kept = "kept" if cold["answer_s"] <= limit_s and worst_mb <= limit_mb else "NOT KEPT"
         print(
-            f"{question.verb:14} {cold['answer_s']:7.2f} {warm['answer_s']:7.2f} {cold['cpu_s']:7.2f} "
+            f"{question.verb:14} {cold['answer_s']:7.2f} {warm['answer_s']:7.2f} {cold['cpu_s']:8.2f} {warm['cpu_s']:8.2f} "
             f"{cold['peak_memory_mb']:8.0f} {warm['peak_memory_mb']:8.0f} {kept}",
             flush=True,
         )

@@ -49,10 +49,20 @@ TRANSFERS_DISTINCT = View(
         _CLOCK_ERROR,
     ),
     """
-with moved as (
-    select server_id, transfer, string_agg(key_id, ',' order by key_id) as moved_keys
+with moved_one as (
+    select server_id, transfer, cast(any_value(key_id) as varchar) as moved_keys, count(*) as moved_count
     from raw.transfer_keys
     group by server_id, transfer
+), moved_several as (
+    -- Putting keys in order costs much, and most transfers move one.
+    select server_id, transfer, string_agg(key_id, ',' order by key_id) as moved_keys
+    from raw.transfer_keys
+    semi join (from moved_one where moved_count > 1) using (server_id, transfer)
+    group by server_id, transfer
+), moved as (
+    select server_id, transfer, moved_keys from moved_one where moved_count = 1
+    union all
+    from moved_several
 ), ends as (
     select
         t.*,
@@ -66,15 +76,38 @@ with moved as (
     left join servers s on s.server_id = t.server_id
     left join clocks c on c.server_id = t.server_id
     left join moved on moved.server_id = t.server_id and moved.transfer = t.transfer
-), named as (
-    select ends.*, start_s + shift_s as begun_s, stop_s + shift_s as ended_s, life.worker_id as peer_id
+), lives as (
+    select scheduler_id, address, worker_id, came_s
+    from worker_lives
+    where address is not null and came_s is not null
+), lived_again as (
+    select scheduler_id, address from lives group by all having count(*) > 1
+), only_lives as (
+    from lives
+    anti join lived_again using (scheduler_id, address)
+), one_of_lives as (
+    select ends.server_id, ends.transfer, ends.direction, ends.time_ns, any_value(life.worker_id) as worker_id
     from ends
-    asof left join (
-        select scheduler_id, address, worker_id, came_s
-        from worker_lives
-        where address is not null and came_s is not null
-    ) life
+    semi join lived_again on lived_again.scheduler_id = ends.scheduler_id and lived_again.address = ends.peer
+    asof join lives life
         on life.scheduler_id = ends.scheduler_id and life.address = ends.peer and ends.stop_s >= life.came_s
+    group by all
+), named as (
+    select
+        ends.*,
+        start_s + shift_s as begun_s,
+        stop_s + shift_s as ended_s,
+        coalesce(only_lives.worker_id, one_of_lives.worker_id) as peer_id
+    from ends
+    left join only_lives
+        on only_lives.scheduler_id = ends.scheduler_id
+        and only_lives.address = ends.peer
+        and ends.stop_s >= only_lives.came_s
+    left join one_of_lives
+        on one_of_lives.server_id = ends.server_id
+        and one_of_lives.transfer = ends.transfer
+        and one_of_lives.direction = ends.direction
+        and one_of_lives.time_ns = ends.time_ns
 ), incoming as (
     select *, peer as source_worker, peer_id as source_worker_id,
         row_number() over pairs as turn, count(*) over sides as turn_count
