@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from recup.cli import _take_darshan_logs
+from recup.cli.recording import _take_darshan_logs
 from recup.launch import run_program, wait_for_stragglers
 from tests.cluster.recorded import write_program
 
