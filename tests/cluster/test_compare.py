@@ -48,6 +48,7 @@ def test_two_runs_of_the_same_have_no_cause_to_differ(compared):
     assert_sums(found)
 
 
+@pytest.mark.slow
 def test_repeats_of_the_same_are_within_normal_variation(compared):
     runs = [compared("none", repeat) for repeat in range(3)]
     found = held(runs[:2], [runs[2], runs[0]])

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from recup.analyse.answers import AnswerTable, Conclusion
 from recup.analyse.budget import CATEGORIES
-from recup.compare.causes import causes
+from recup.compare.causes import causes, worked_s
 from recup.compare.changes import changes
-from recup.compare.differences import comparable_categories, difference_tables, waterfall
+from recup.compare.differences import comparable_categories, difference_tables, middle_runs, waterfall
 from recup.compare.measures import measure
 from recup.compare.records import records
-from recup.compare.spread import spread_table, wall_statement
+from recup.compare.spread import spread_table, wall_statement, worked_statement
 from recup.errors import BadQuery
 from recup.terminal import plural, seconds_text
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from recup.compare.measures import Measures
     from recup.compare.records import Records
     from recup.store import Run
+
+
+STARTING_SHARE = 0.25
+"""Share of the difference from which on it is said that it passed before or beside the work."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ class Spread:
     low_s, high_s : float or None
         Interval of the difference of the medians (bootstrap); None with one run on a side.
     rows : Arrow table
-        One row per quantity: side medians, lowest, highest, interval of the difference.
+        One row per quantity: side medians, lowest, highest, interval of the difference.  Beside wall
+        time and the categories, ``time worked``: without what passed while workers were not there or
+        nothing was submitted.
     """
 
     statement: str
@@ -158,8 +164,11 @@ def comparison(a_runs: Sequence[Run], b_runs: Sequence[Run]) -> Comparison:
     changed = changes(a_runs, b_runs)
     walls = [[each.wall_s for each in side] for side in (a, b)]
     statement, found = wall_statement(*walls)
+    worked = [[worked_s(each) for each in side] for side in (a, b)]
+    statement += worked_statement(*worked)
     told = [[comparable_categories(each, same) for each in side] for side in (a, b)]
     quantities = [("wall time", walls[0], walls[1])]
+    quantities.append(("time worked", worked[0], worked[1]))
     for name, _ in CATEGORIES:
         quantities.append((name, [each[name] for each in told[0]], [each[name] for each in told[1]]))
     conclusions = causes(a, b, changed.to_pylist(), same)
@@ -167,7 +176,7 @@ def comparison(a_runs: Sequence[Run], b_runs: Sequence[Run]) -> Comparison:
     return Comparison(
         a_ids=tuple(each.run_id for each in a),
         b_ids=tuple(each.run_id for each in b),
-        headline=_headline(medians, conclusions, found.is_within, same),
+        headline=_headline(medians, _not_working_s(a, b), conclusions, found.is_within, same),
         wall_a_s=medians[0] or None,
         wall_b_s=medians[1] or None,
         completeness=same.statements,
@@ -186,23 +195,34 @@ def comparison(a_runs: Sequence[Run], b_runs: Sequence[Run]) -> Comparison:
     )
 
 
+def _not_working_s(a: Sequence[Measures], b: Sequence[Measures]) -> float:
+    """Return by how much B was longer without workers or without work: what starting processes and the client took."""
+    sides = [[each.wall_s - worked_s(each) for each in middle_runs(side)] for side in (a, b)]
+    return statistics.fmean(sides[1]) - statistics.fmean(sides[0])
+
+
 def _headline(
-    medians: Sequence[float], conclusions: Sequence[Conclusion], is_within: bool | None, same: Records
+    medians: Sequence[float],
+    not_working_s: float,
+    conclusions: Sequence[Conclusion],
+    is_within: bool | None,
+    same: Records,
 ) -> str:
     before, after = medians
     if same.is_empty:
         return "There is nothing to compare: a record holds no time of any worker's thread."
     more = after - before
-    share = f" ({abs(more) / before:.0%})" if before else ""
-    what = f"B took {seconds_text(after)}, A {seconds_text(before)}: {seconds_text(abs(more))}{share} {'longer' if more >= 0 else 'shorter'}"
-    if is_within is True:
-        what += ", within normal variation"
-    elif is_within is False:
-        what += ", outside normal variation"
+    what = f"B took {seconds_text(after)}, A {seconds_text(before)}"
+    what += f": {seconds_text(abs(more))} ({abs(more) / before:.0%}) {'longer' if more >= 0 else 'shorter'}"
+    if is_within is not None:
+        what += f", {'within' if is_within else 'outside'} normal variation"
+    if more * not_working_s > 0 and abs(not_working_s) >= STARTING_SHARE * abs(more):
+        part = "all" if abs(not_working_s) >= abs(more) else seconds_text(abs(not_working_s))
+        what += f"; {part} of that passed while workers were not there or nothing was submitted"
     if not conclusions:
         return f"{what}. No cause is found in what was recorded."
     against = conclusions[0].evidence.get("slower", "B") != ("B" if more >= 0 else "A")
-    return f"{what}. {'What is found speaks against that: ' if against else ''}{conclusions[0].statement}"
+    return f"{what}. {'Against that: ' if against else ''}{conclusions[0].statement}"
 
 
 def _basis(a: Sequence[Measures], b: Sequence[Measures], same: Records) -> str:

@@ -113,7 +113,7 @@ def difference_tables(a: Sequence[Measures], b: Sequence[Measures], same: Record
         _table(
             "workers", "Workers: time of their threads with a task, by what differs most", "worker",
             (mean_of(left, lambda each: each.workers), mean_of(right, lambda each: each.workers)),
-            ("start_count", "busy_s", "idle_s", "transfer_wait_s"), ("busy_s", threads), counts=("start_count",),
+            ("start_count", "busy_s", "idle_s"), ("busy_s", threads), counts=("start_count",),
         ),
         _table(
             "transfers", "Results moved from worker to worker, by what differs most", "transfer",

@@ -93,6 +93,18 @@ def wall_statement(a: Sequence[float], b: Sequence[float]) -> tuple[str, Interva
     )
 
 
+def worked_statement(a: Sequence[float], b: Sequence[float]) -> str:
+    """Return what repeats say of the time worked, as a sentence to follow that of the wall time; empty without repeats."""
+    found = interval(a, b)
+    if found.is_within is None:
+        return ""
+    within = "within" if found.is_within else "outside"
+    return (
+        " Without what passed while workers were not there or nothing was submitted, the difference is "
+        f"{_signed(found.difference)}, {within} normal variation ({_signed(found.low)} to {_signed(found.high)})."
+    )
+
+
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{'+' if value > 0 else ''}{seconds_text(value)}"
 
