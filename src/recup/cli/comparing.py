@@ -15,6 +15,7 @@ from recup.cli.group import (
     SLOWER,
     json_option,
     main,
+    opened_run,
 )
 
 if TYPE_CHECKING:
