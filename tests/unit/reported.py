@@ -5,7 +5,7 @@ import uuid
 
 from recup import schema
 from recup.rundir import create_run, update_manifest
-from tests.unit.written_runs import A, B, START_NS, at, row, write
+from tests.unit.written_runs import START_NS, A, B, at, row, write
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 TOKEN = "0123456789abcdef0123456789abcdef"

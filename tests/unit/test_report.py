@@ -213,7 +213,7 @@ def test_in_the_graph_no_box_lies_on_another_and_all_edges_are_drawn(pairs):
     edges = [{"source": s, "target": t, "dependency_count": 1} for s, t in sorted(pairs)]
     width, height = layout(nodes, edges)
     boxes = [(n["x"], n["y"], n["x"] + n["width"], n["y"] + n["height"]) for n in nodes]
-    assert all(0 <= x0 and x1 <= width + 1e-6 and 0 <= y0 and y1 <= height + 1e-6 for x0, y0, x1, y1 in boxes)
+    assert all(x0 >= 0 and x1 <= width + 1e-6 and y0 >= 0 and y1 <= height + 1e-6 for x0, y0, x1, y1 in boxes)
     for place, (x0, y0, x1, y1) in enumerate(boxes):
         for u0, v0, u1, v1 in boxes[place + 1 :]:
             assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0

@@ -333,9 +333,9 @@ def _fixed_columns(rows: pa.Table, bars: Bars) -> dict[str, Column]:
 
 
 def _size_column(rows: pa.Table, order: Numbers) -> Column:
-    """Code sizes of results to 1 %, as 256 times the logarithm to base 2, plus one; zero where there is none."""
+    """Code sizes as 1024 times their logarithm to base 2, exact below a KiB; plus one, so that zero is none."""
     sizes = rows["nbytes"].to_numpy(zero_copy_only=False).astype(np.float64)[order]
-    steps = np.where(sizes < 0, 0, np.rint(np.log2(np.maximum(sizes, 0) + 1) * 256) + 1)
+    steps = np.where(sizes < 0, 0, np.rint(np.log2(np.maximum(sizes, 0) + 1) * 1024) + 1)
     return plain(steps.astype(np.int64))
 
 

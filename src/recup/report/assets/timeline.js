@@ -187,7 +187,8 @@ class Tasks {
   /* Bytes of the result, as text; empty where there is none or it is not in the file. */
   size(i) {
     if (!this.columns.nbytes || !this.columns.nbytes[i]) return "";
-    return Recup.bytes(2 ** ((this.columns.nbytes[i] - 1) / 256) - 1);
+    const size = 2 ** ((this.columns.nbytes[i] - 1) / 1024) - 1;
+    return Recup.bytes(size < 2048 ? Math.round(size) : size);
   }
 
   /* The first task of a lane that stops after a moment. */
