@@ -139,6 +139,10 @@ def test_a_run_is_shown_by_its_report_which_is_walled_off(inside, served):
     address = f"http://127.0.0.1:{served.port}/runs/20261124T100000Z-aaaa"
     inside.go(address)
     inside.until(
+        "document.querySelector('iframe') !== null || document.getElementById('note').textContent.includes('could not')"
+    )
+    assert inside.value("document.getElementById('note')?.textContent") is None
+    inside.until(
         "document.querySelector('iframe')?.getAttribute('sandbox') === 'allow-scripts allow-downloads allow-modals'"
     )
     assert inside.value("document.getElementById('alone').getAttribute('href')").endswith("/report.html")
