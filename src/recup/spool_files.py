@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import re
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pyarrow as pa
 
 from recup.errors import RunDamaged
@@ -244,8 +246,18 @@ class SpoolDirectory:
 
     @property
     def is_alive(self) -> bool:
-        """Whether rows may still be coming."""
-        return self.is_closed is False and (self.last_sign_ns or 0) > time.time_ns() - ALIVE_S * 1e9
+        """Whether rows may still be coming; of a process of this host that is gone, none are."""
+        if self.is_closed is not False or (self.last_sign_ns or 0) <= time.time_ns() - ALIVE_S * 1e9:
+            return False
+        pid = self.status.get("pid")
+        return self.status.get("hostname") != socket.gethostname() or not isinstance(pid, int) or _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, ValueError, OverflowError):
+        return False
 
 
 def find_spools(run: Path) -> list[SpoolDirectory]:

@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -469,3 +470,14 @@ def test_describing_a_process_loads_no_analysis_library(tmp_path):
         "print(sorted({'pyarrow', 'duckdb', 'pandas', 'rich', 'click'} & set(sys.modules)))"
     )
     assert command_output([sys.executable, "-W", "error", "-c", program], timeout_s=60).strip() == "[]"
+
+
+def test_the_peak_memory_of_a_process_is_its_own_not_that_of_the_one_it_came_from():
+    code = (
+        "from recup.capture.sampling import process_samples\n"
+        "process_samples(lambda metric, _, value: print(value) if metric == 'process_peak_memory_bytes' else None)"
+    )
+    much = bytearray(400_000_000)
+    much[::4096] = b"x" * len(much[::4096])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, close_fds=False)
+    assert 1_000_000 < int(done.stdout) < 200_000_000

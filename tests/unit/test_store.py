@@ -2,6 +2,8 @@ import errno
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import duckdb
@@ -444,6 +446,21 @@ def test_a_run_still_written_is_not_sealed_unless_forced(tmp_path):
 def test_a_killed_server_does_not_hold_up_the_seal(tmp_path):
     left_by_a_killed_server(tmp_path / "run", "worker", "w", [schema.TransferKey(0, "k", 1)])
     assert seal(tmp_path / "run").row_counts["transfer_keys"] == 1
+
+
+def test_a_server_killed_a_moment_ago_does_not_hold_up_the_seal(tmp_path):
+    write(tmp_path, "worker", "w", [schema.TransferKey(0, "k", 1)])
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    edit_status(tmp_path / "spool" / "worker-w", closed=False, pid=ended.pid)
+    assert seal(tmp_path).row_counts["transfer_keys"] == 1
+
+
+def test_a_server_of_another_host_with_a_sign_of_life_holds_up_the_seal(tmp_path):
+    write(tmp_path, "worker", "w", [schema.TransferKey(0, "k", 1)])
+    edit_status(tmp_path / "spool" / "worker-w", closed=False, pid=2**22, hostname="elsewhere")
+    with pytest.raises(RunStillWritten):
+        seal(tmp_path)
 
 
 def test_the_end_of_a_damaged_file_becomes_a_loss_once(tmp_path):

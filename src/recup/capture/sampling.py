@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -92,6 +91,9 @@ class Sampler:
         self._handle = self._loop.call_at(self._due, self._tick)
 
 
+_MEMORY_METRICS = {"VmHWM:": "process_peak_memory_bytes", "VmRSS:": "process_memory_bytes"}
+
+
 def process_samples(put: Put) -> None:
     """Sample this process: CPU, memory, faults, context switches, I/O, garbage collection."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -99,9 +101,12 @@ def process_samples(put: Put) -> None:
     put("process_system_cpu_s", None, usage.ru_stime)
     put("process_major_faults_count", None, usage.ru_majflt)
     put("process_involuntary_switches_count", None, usage.ru_nivcsw)
-    put("process_peak_memory_bytes", None, usage.ru_maxrss * 1024)
-    with open("/proc/self/statm") as file:
-        put("process_memory_bytes", None, int(file.read().split()[1]) * _PAGE_BYTES)
+    # Not ru_maxrss: it survives exec, so that a spawned worker begins with the peak of its parent.
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(("VmHWM:", "VmRSS:")):
+                name, kib, _ = line.split()
+                put(_MEMORY_METRICS[name], None, int(kib) * 1024)
     with open("/proc/self/io") as file:
         for line in file:
             name, value = line.split(":")
@@ -110,7 +115,6 @@ def process_samples(put: Put) -> None:
     put("gc_oldest_generation_count", None, gc.get_stats()[-1]["collections"])
 
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _IO_METRICS = {
     "rchar": "process_read_bytes",
     "wchar": "process_written_bytes",
