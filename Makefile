@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup check oldest bench docs
+.PHONY: help demo test slow setup check oldest bench docs
 
 # uv where it is installed, else one of our own; python3 is all a fresh machine needs.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -19,6 +19,9 @@ test: $(UV)  ## set up from nothing and run the default test suite
 
 setup: $(UV)  ## make the development environment in .venv
 	$(UV) sync
+
+slow: $(UV)  ## the tests that take long
+	$(UV) run --quiet pytest -m slow
 
 check: $(UV)  ## lint, formatting and types
 	$(UV) run ruff check .
