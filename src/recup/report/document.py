@@ -102,6 +102,8 @@ _FACTS_SQL = {
     "environment": ("Environment variables", "select distinct name, value from raw.environment order by all"),
     "packages": ("Installed packages", _PACKAGES_SQL),
 }  # fmt: skip
+_BY_TASK_LIMIT = 200_000
+"""Attempts up to which I/O is summed for each of them."""
 _HIDDEN = ("server_id", "role", "host_id", "epoch", "time_ns")
 
 
@@ -241,7 +243,10 @@ def _slowness_step(row: Document) -> int:
 
 def _groups(run: Run) -> Document:
     told = groups(run)
-    rows = durations_by(run, "group")
+    names = ("name", "prefix", "task_count", "attempt_count", "error_count", "compute_s")
+    rows = [{name: node[name] for name in names} for node in told["nodes"]]
+    if told["by"] == "prefix":
+        rows = durations_by(run, "group").to_pylist()
     return told | {"table": shown_table("groups", "Groups, most seconds first", rows)}
 
 
@@ -286,13 +291,18 @@ def _question(question: Question, told: Answer) -> Document:
 
 def _io(run: Run) -> Document:
     record = io_record(run)
-    ways = ("prefix", "file", "worker", "thread", "task")
-    if record["source"] != "darshan":
-        ways = () if record["source"] == "none" else ("prefix", "worker", "thread", "task")  # type: ignore[assignment]
+    ways = {"darshan": ("prefix", "file", "worker", "thread", "task"), "none": ()}.get(
+        record["source"], ("prefix", "worker", "thread", "task")
+    )
+    statement = record["statement"]
+    ((attempts,),) = run.sql("select attempt_count from run_summary").fetchall()
+    if attempts > _BY_TASK_LIMIT and ways:
+        ways = tuple(each for each in ways if each != "task")
+        statement += " For single tasks: `recup io --by task`."
     tables = [shown_table(f"io-{by}", f"By {by}, most bytes first", io_by(run, by)) for by in ways]
     if record["classes"]:
         tables.append(shown_table("io-attribution", "How reads and writes got their task", record["classes"]))
-    return {"statement": record["statement"], "is_complete": record["is_complete"], "tables": tables}
+    return {"statement": statement, "is_complete": record["is_complete"], "tables": tables}
 
 
 def _profile(run: Run) -> Document:

@@ -13,6 +13,7 @@ It does not cover how columns become few bytes (`recup.report.columns`) nor draw
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -271,7 +272,13 @@ def _lanes(run: Run, rows: pa.Table, start: Numbers) -> tuple[Numbers, list[Docu
             }
         )
     lanes.sort(
-        key=lambda each: (each["host"], each["address"], each["worker_id"], not each["has_thread"], each["first_s"])
+        key=lambda each: (
+            each["host"],
+            _natural(each["name"] or each["address"]),
+            each["worker_id"],
+            not each["has_thread"],
+            each["first_s"],
+        )
     )
     rank = np.empty(len(lanes), np.int64)
     rank[[each.pop("place") for each in lanes]] = np.arange(len(lanes))
@@ -281,6 +288,11 @@ def _lanes(run: Run, rows: pa.Table, start: Numbers) -> tuple[Numbers, list[Docu
         each["thread"] = number if each["has_thread"] else None
         del each["first_s"]
     return rank[lane], lanes
+
+
+def _natural(text: str) -> list[tuple[str, int]]:
+    """Return what sorts names as people count: worker 2 before worker 10."""
+    return [(words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d{0,15})", text)]
 
 
 # ---------------------------------------------------------------- tasks

@@ -80,7 +80,7 @@
           const value = (column.texts || column.values)[row];
           const cell = make("td", column.is_number ? "number" : "", value === null ? "" : value);
           if (typeof value === "string" && value.length > 40) { cell.title = value; cell.classList.add("long"); }
-          if (column.name.endsWith("_share") && typeof column.values[row] === "number") this.meter(cell, column.values[row]);
+          if ((column.name.endsWith("_share") || column.name === "share") && typeof column.values[row] === "number") this.meter(cell, column.values[row]);
           line.append(cell);
         }
         lines.push(line);
