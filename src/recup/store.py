@@ -164,6 +164,7 @@ class Run:
         connection.execute(f"set temp_directory = {_quoted(str(self._directory / 'spill'))}")
         connection.execute(f"set memory_limit = '{_memory_bytes()}B'")
         connection.execute(f"set threads = {min(_THREADS, len(os.sched_getaffinity(0)))}")
+        connection.execute("set enable_progress_bar = false")  # it would go to stdout, among what is asked for
         connection.execute("set python_enable_replacements = false")
         connection.execute("set autoinstall_known_extensions = false")
         connection.execute("set autoload_known_extensions = false")
