@@ -18,23 +18,27 @@ if TYPE_CHECKING:
     from recup.store import Run
 
 GROUPS_SQL = """
-with tasks_once as (
+with tasks_once as materialized (
     select server_id, key_id, arg_min(prefix, submission) as prefix, arg_min("group", submission) as "group",
         min(submission) as submission, arg_min(priority_order, submission) as priority_order
     from raw.tasks
     group by server_id, key_id
 ), shapes as (
     select server_id, prefix, "group", count(*) as task_count, min(submission) as submission,
-        arg_min(priority_order, (submission, priority_order)) as priority_order
+        min(priority_order) as priority_order
     from tasks_once
-    group by all
+    group by server_id, prefix, "group"
+), half as materialized (
+    -- In one join of three the planner pairs all tasks of a scheduler with each other first.
+    select distinct d.server_id, t.prefix, t."group", d.dependency_id
+    from raw.dependencies d
+    join tasks_once t on t.key_id = d.key_id and t.server_id = d.server_id
 ), edges as (
-    select d.server_id, t.prefix, t."group", list_sort(list(distinct f.prefix)) as needed
-    from (select distinct server_id, key_id, dependency_id from raw.dependencies) d
-    join tasks_once t on t.server_id = d.server_id and t.key_id = d.key_id
-    join tasks_once f on f.server_id = d.server_id and f.key_id = d.dependency_id
-    where f."group" is distinct from t."group"
-    group by all
+    select h.server_id, h.prefix, h."group", list_sort(list(distinct f.prefix)) as needed
+    from half h
+    join tasks_once f on f.key_id = h.dependency_id and f.server_id = h.server_id
+    where f."group" is distinct from h."group"
+    group by h.server_id, h.prefix, h."group"
 )
 select s.prefix, s.task_count, coalesce(e.needed, []) as needed
 from shapes s
