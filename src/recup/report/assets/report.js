@@ -97,9 +97,8 @@
     }
 
     meter(cell, share) {
-      if (!(share >= 0 && share <= 1)) return;
       cell.classList.add("share");
-      cell.style.setProperty("--share", (100 * share).toFixed(1) + "%");
+      cell.style.setProperty("--share", (share >= 0 && share <= 1 ? 100 * share : 0).toFixed(1) + "%");
     }
 
     csv() {
