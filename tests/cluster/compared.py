@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from recup.cli.recording import _take_darshan_logs
+from recup.capture.darshan_logs import collect_logs
+from recup.ingest.darshan import ingest_foreign
 from recup.launch import run_program, wait_for_stragglers
 from tests.cluster.recorded import write_program
 
