@@ -164,7 +164,9 @@ class Run:
         connection.execute(f"set temp_directory = {_quoted(str(self._directory / 'spill'))}")
         connection.execute(f"set memory_limit = '{_memory_bytes()}B'")
         connection.execute(f"set threads = {min(_THREADS, len(os.sched_getaffinity(0)))}")
-        connection.execute("set enable_progress_bar = false")  # it would go to stdout, among what is asked for
+        # It would go to stdout, among what is asked for.  In a notebook without ipywidgets it can only be left as it is.
+        with contextlib.suppress(duckdb.InvalidInputException):
+            connection.execute("set enable_progress_bar = false")
         connection.execute("set python_enable_replacements = false")
         connection.execute("set autoinstall_known_extensions = false")
         connection.execute("set autoload_known_extensions = false")

@@ -197,3 +197,18 @@ def test_a_free_thread_takes_the_task_of_highest_priority():
     nothing = np.zeros(0, np.int64)
     assert replayed(seconds, nothing, nothing, np.array([0, 1, 2]), 2) == 4
     assert replayed(seconds, nothing, nothing, np.array([1, 2, 0]), 2) == 3
+
+
+def test_a_computation_that_stopped_before_it_began_took_no_time_and_its_result_still_came(tmp_path):
+    def moved(seconds, key, start, finish, run_id):
+        return schema.SchedulerTransition(at(seconds), key, start, finish, "s", A, run_id)
+
+    scheduler = [
+        moved(0, "x-0", "waiting", "processing", 0),
+        moved(0, "x-0", "processing", "memory", 0),
+        moved(1, "x-1", "processing", "memory", 1),
+    ]
+    moment = START_NS / 1e9
+    told = [schema.Result(at(0), "x-1", 1, "memory", A, 7, 1, "int", moment + 1, moment, None)]
+    with open_run(write_odd(tmp_path, scheduler, {"Worker-a": told}, False)) as run:
+        assert check(run)["since the start"] == pytest.approx(1.0, abs=1e-6)

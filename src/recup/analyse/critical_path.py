@@ -518,9 +518,9 @@ def _ideal(graph: _Graph, thread_count: int, first_s: float, frame: Window) -> p
     """Return the ideal times beside those that were."""
     compute = np.nan_to_num(numbers(graph.attempts["compute_s"]), nan=0.0)
     done = numbers(graph.attempts["done_s"])
-    taken = np.flatnonzero(
-        (codes(graph.attempts["outcome"], {"memory": 1, "error": 1}) == 1) & np.isfinite(done) & (compute >= 0)
-    )
+    # Clocks that contradict each other may tell of less than nothing.
+    compute = np.maximum(compute, 0.0)
+    taken = np.flatnonzero((codes(graph.attempts["outcome"], {"memory": 1, "error": 1}) == 1) & np.isfinite(done))
     last_s = float(done[taken].max()) if len(taken) else None
     # Of tasks that came to an end more than once the last counts.
     taken = taken[np.argsort(done[taken], kind="stable")]
