@@ -89,9 +89,9 @@ PROGRAMS = {
     """,
     "stealing": """
         def block(n):
-            return bytes(30_000_000)
+            return bytes(3_000_000)
         def uneven(n, block):
-            time.sleep(0.3 if n % 12 == 0 else 0.01)
+            time.sleep(0.2 if n % 12 == 0 else 0.04)
             return n
         with local(n_workers=3) as cluster, Client(cluster) as client:
             first = next(iter(client.scheduler_info()["workers"]))
