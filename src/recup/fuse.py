@@ -323,6 +323,7 @@ select
     (select count(*) from raw.losses) as loss_count
 from task_runs
 """,
+    is_kept=True,
 )
 
 VIEWS: tuple[View, ...] = (
