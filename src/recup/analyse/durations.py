@@ -25,6 +25,13 @@ GROUPS = {
 }
 """What rows can be of, and the columns that name one; `task` gives single attempts."""
 
+# The view of counters names keys, prefixes and threads too, which nobody asks for here and costs most of it.
+_USED = """select s.scheduler_id, c.key_id, c.run_id, sum(c.cpu_ns / 1e9) as cpu_s
+    from raw.thread_counters c
+    left join servers s on s.server_id = c.server_id
+    where c.run_id is not null
+    group by all"""
+
 
 def _grouped_sql(by: str) -> str:
     names = ", ".join(GROUPS[by])
@@ -32,10 +39,7 @@ def _grouped_sql(by: str) -> str:
 with hosts as (
     select host_id, any_value(hostname) as host from raw.hosts group by host_id
 ), used as (
-    select scheduler_id, key_id, run_id, sum(cpu_s) as cpu_s
-    from task_counters
-    where run_id is not null
-    group by all
+    {_USED}
 ), attempts as (
     select r.*, used.cpu_s, coalesce(hosts.host, r.host_id) as host
     from task_runs r
@@ -66,10 +70,7 @@ GROUPED_SQL = {by: _grouped_sql(by) for by in GROUPS}
 
 TASKS_SQL = """
 with used as (
-    select scheduler_id, key_id, run_id, sum(cpu_s) as cpu_s
-    from task_counters
-    where run_id is not null
-    group by all
+    {_USED}
 )
 select key, compute_s, cpu_s / nullif(compute_s, 0) as cpu_share, worker,
     started_s - (select started_s from run_summary) as started_at_s, nbytes as result_bytes, outcome, run_id, prefix
@@ -88,7 +89,7 @@ def durations_by(run: Run, by: str = "prefix", limit: int = 1000) -> pa.Table:
     ``task``, one row per attempt, the `limit` longest.  cpu_share is CPU by computing time
     where threads were counted.
 
-    From: task_runs, task_counters, hosts
+    From: task_runs, thread_counters, servers, hosts
     Columns: those of `GROUPS`, attempt_count, compute_s, compute_share, median_s, max_s, cpu_share, result_bytes,
     min_s, q25_s, q75_s, without_result_count; of tasks key, compute_s, cpu_share, worker, started_at_s,
     result_bytes, outcome, run_id, prefix

@@ -148,11 +148,10 @@ with counted as (
     ) t on t.server_id = totals.server_id
     group by s.address
 ), pieces as (
-    select keys.key, c.run_id, p.prefix, c.worker, c.thread, 'task' as owner,
+    select c.key_id, c.run_id, p.prefix, c.worker, c.thread, 'task' as owner,
         c.read_chars_bytes as got_bytes, c.written_chars_bytes as put_bytes,
         c.read_call_count as got_count, c.write_call_count as put_count
     from counted c
-    left join keys on keys.key_id = c.key_id
     left join prefixes p on p.key_id = c.key_id
     union all by name
     select worker, ? as owner, read_bytes as got_bytes, written_bytes as put_bytes from rest
@@ -162,8 +161,22 @@ with counted as (
 
 def _counters_sql(by: str) -> str:
     names = ", ".join(GROUPS[by])
+    numbers = names.replace("key", "key_id")
+    # Attempts first: counting distinct ones, and texts of their keys, cost several times as much.
     return f"""
 {_COUNTED}
+, attempts as (
+    select
+        {numbers},
+        owner,
+        sum(got_bytes) as got_bytes,
+        sum(put_bytes) as put_bytes,
+        sum(got_count) as got_count,
+        sum(put_count) as put_count,
+        sum(got_bytes + put_bytes) as moved_bytes
+    from pieces
+    group by {numbers}, owner, key_id, run_id
+)
 select
     {names},
     owner,
@@ -174,13 +187,13 @@ select
     null::bigint as stream_bytes,
     null::double as io_s,
     null::bigint as file_count,
-    count(distinct (key, run_id)) filter (owner = 'task') as task_count,
+    count(*) filter (owner = 'task') as task_count,
     null::double as small_share,
-    coalesce(sum(got_bytes + put_bytes) filter (owner = 'task'), 0) / nullif(sum(got_bytes + put_bytes), 0)
-        as attributed_share
-from pieces
+    coalesce(sum(moved_bytes) filter (owner = 'task'), 0) / nullif(sum(moved_bytes), 0) as attributed_share
+from attempts
+{"left join keys using (key_id)" if by == "task" else ""}
 group by {names}, owner
-having sum(got_bytes + put_bytes) > 0
+having sum(moved_bytes) > 0
 order by read_bytes + written_bytes desc, {names}
 """
 
