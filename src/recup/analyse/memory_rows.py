@@ -381,10 +381,24 @@ left join named n on n.prefix is not distinct from g.prefix and n.moment = g.mom
 order by at_s, is_rest, prefix
 """
 
-LARGEST_SQL = f"""
-{_HELD}
-, largest as (
-    select * from held order by nbytes desc, stored_s limit ?
+LARGEST_SQL = """
+with run_start as (
+    select started_s as zero_s, ended_s as end_s from run_summary
+), chosen as (
+    select scheduler_id, key_id, run_id, prefix, worker, typename, nbytes, stored_s
+    from task_runs
+    where stored_s is not null and nbytes is not null
+    order by nbytes desc, stored_s
+    limit ?
+), gone as (
+    select server_id as scheduler_id, key_id, time_ns / 1e9 as gone_s
+    from raw.scheduler_transitions
+    semi join chosen on chosen.key_id = scheduler_transitions.key_id
+    where start = 'memory' and finish <> 'memory'
+), largest as (
+    select c.*, g.gone_s
+    from chosen c
+    asof left join gone g on g.scheduler_id = c.scheduler_id and g.key_id = c.key_id and c.stored_s <= g.gone_s
 )
 select
     keys.key,
