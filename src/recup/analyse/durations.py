@@ -68,7 +68,7 @@ order by compute_s desc nulls last, attempt_count desc, {names}
 GROUPED_SQL = {by: _grouped_sql(by) for by in GROUPS}
 """The question by what rows are of."""
 
-TASKS_SQL = """
+TASKS_SQL = f"""
 with used as (
     {_USED}
 )
