@@ -1,7 +1,7 @@
 """What moved between workers: bytes from worker to worker, results that moved more than once, waits for them.
 
-Covers movements of results between workers, the time tasks and threads waited for them,
-and (from `recup.analyse.stealing`) what work stealing moved.  A movement is counted once
+Covers movements of results between workers, the time tasks and threads waited for them
+(from `recup.analyse.input_waits`), and what work stealing moved (`recup.analyse.stealing`).  A movement is counted once
 though both ends tell of it; what went to clients is a row of its own.  It does not cover
 data moved by the shuffle service, which makes no transfer rows, nor which wait set the
 wall time (`critical_path`).
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
+from recup.analyse.input_waits import threads_idle_for_inputs, waits_for_inputs
 from recup.analyse.rows import Document, rows_of
 from recup.analyse.stealing import COUNTS_SQL, stealing_conclusions, steals_by_prefix, stolen_again
 from recup.terminal import bytes_text, plural, seconds_text
@@ -140,96 +141,6 @@ left join keys on keys.key_id = most.key_id
 order by moved_again_bytes desc nulls last, keys.key
 """
 
-_WAITED = """
-with received as (
-    select server_id as worker_id, key_id, run_id, min(time_ns) as from_ns, sum(dependency_bytes) as dependency_bytes
-    from raw.receptions
-    where remote_count > 0 and run_id is not null
-    group by all
-), readied as (
-    select server_id as worker_id, key_id, run_id, min(time_ns) as to_ns
-    from raw.worker_transitions
-    where start = 'waiting' and run_id is not null
-    group by all
-), waits as (
-    -- Both moments are of one clock; an attempt without a second one (cancelled, lost) is left out.
-    select
-        r.worker_id,
-        s.scheduler_id,
-        r.key_id,
-        r.run_id,
-        r.from_ns / 1e9 + coalesce(c.offset_s, 0.0) as from_s,
-        e.to_ns / 1e9 + coalesce(c.offset_s, 0.0) as to_s
-    from received r
-    join readied e on e.worker_id = r.worker_id and e.key_id = r.key_id and e.run_id = r.run_id and e.to_ns >= r.from_ns
-    left join servers s on s.server_id = r.worker_id
-    left join clocks c on c.server_id = r.worker_id
-), placed as (
-    select w.*, t.prefix, t.compute_s, coalesce(t.is_from_steal, false) as is_from_steal
-    from waits w
-    left join (
-        select scheduler_id, key_id, run_id, prefix, compute_s, is_from_steal from task_runs
-    ) t using (scheduler_id, key_id, run_id)
-)
-"""
-
-WAITS_SQL = f"""
-{_WAITED}
-select
-    prefix,
-    count(*) as attempt_count,
-    sum(to_s - from_s) as wait_s,
-    median(to_s - from_s) as median_wait_s,
-    max(to_s - from_s) as longest_wait_s,
-    sum(compute_s) as compute_s,
-    count(*) filter (to_s - from_s > compute_s) as longer_than_compute_task_count,
-    count(*) filter (is_from_steal) as stolen_task_count
-from placed
-group by prefix
-order by wait_s desc, prefix
-"""
-
-IDLE_SQL = f"""
-{_WAITED}
-, steps as (
-    select worker_id, from_s as at_s, 0 as busy, 1 as waiting, is_from_steal::int as stolen from placed
-    union all
-    select worker_id, to_s, 0, -1, -is_from_steal::int from placed
-    union all
-    select worker_id, unnest([started_s, stopped_s]), unnest([1, -1]), 0, 0
-    from task_runs
-    where thread is not null and started_s is not null and stopped_s >= started_s
-        and worker_id in (select worker_id from placed)
-), lengths as (
-    select
-        worker_id,
-        lead(at_s) over whole - at_s as length_s,
-        sum(busy) over so_far as busy,
-        sum(waiting) over so_far as waiting,
-        sum(stolen) over so_far as stolen
-    from steps
-    window
-        whole as (partition by worker_id order by at_s, busy, waiting),
-        so_far as (partition by worker_id order by at_s, busy, waiting rows unbounded preceding)
-), threads as (
-    select worker_id, any_value(address) as worker, max(thread_count) as thread_count
-    from worker_lives
-    where worker_id is not null
-    group by worker_id
-)
-select
-    t.worker,
-    any_value(t.thread_count) as thread_count,
-    sum(length_s) filter (waiting > 0) as waiting_s,
-    sum(length_s * least(waiting, greatest(t.thread_count - busy, 0))) as idle_thread_s,
-    sum(length_s * least(stolen, greatest(t.thread_count - busy, 0))) as idle_for_stolen_thread_s
-from lengths
-left join threads t using (worker_id)
-group by worker_id, t.worker
-having sum(length_s) filter (waiting > 0) > 0
-order by idle_thread_s desc nulls last, t.worker
-"""
-
 RECORD_SQL = """
 select
     count(*) as transfer_count,
@@ -282,31 +193,6 @@ def results_moved_again(run: Run, limit: int = LARGEST) -> pa.Table:
     Columns: key, prefix, nbytes, move_count, destination_count, moved_bytes, moved_again_bytes
     """
     return run.sql(AGAIN_SQL, [limit]).to_arrow_table()
-
-
-def waits_for_inputs(run: Run) -> pa.Table:
-    """Attempts that waited on their worker for inputs from others: one row per prefix, most waiting first.
-
-    A wait is from when the worker took the attempt in to when its last input was there.
-    Many tasks wait at once and threads work meanwhile: these seconds are no thread-seconds.
-
-    From: receptions, worker_transitions, task_runs
-    Columns: prefix, attempt_count, wait_s, median_wait_s, longest_wait_s, compute_s, longer_than_compute_task_count,
-    stolen_task_count
-    """
-    return run.sql(WAITS_SQL).to_arrow_table()
-
-
-def threads_idle_for_inputs(run: Run) -> pa.Table:
-    """Thread-seconds without a task while tasks of the worker waited for inputs: one row per worker, most first.
-
-    As many threads count at a moment as tasks wait, and no more than have no task.
-
-    From: receptions, worker_transitions, task_runs, worker_lives
-    Columns: worker, thread_count, waiting_s (at least one task waits), idle_thread_s, idle_for_stolen_thread_s
-    (the same for tasks that came by stealing)
-    """
-    return run.sql(IDLE_SQL).to_arrow_table()
 
 
 def transfers(run: Run) -> Answer:
