@@ -19,9 +19,11 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,8 @@ _WORTH_KEEPING_S = 0.2
 """An answer that took less is computed anew by the next command: small runs stay as they are."""
 _THREADS = 8
 """More threads of DuckDB hold more at a time and gain little on tables of this size."""
+_TOGETHER = 2
+"""Calls made at the same time: each holds arrays of its own, and DuckDB has threads for what they ask."""
 _PARQUET_ERRORS = (duckdb.Error, pa.ArrowException, OSError)
 _WORD = re.compile(r"\w+")
 _LISTING_WORDS = {"show", "duckdb_tables", "duckdb_views", "duckdb_columns", "information_schema"}
@@ -148,6 +152,8 @@ class Run:
         self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._ready: set[str] = set()
         self._has_keys = False
+        self._making = threading.RLock()
+        self._own = threading.local()
         try:
             self._connection = self._connect()
         except BaseException:
@@ -167,6 +173,7 @@ class Run:
         # It would go to stdout, among what is asked for.  In a notebook without ipywidgets it can only be left as it is.
         with contextlib.suppress(duckdb.InvalidInputException):
             connection.execute("set enable_progress_bar = false")
+        connection.execute("set global python_enable_replacements = false")  # of cursors too
         connection.execute("set python_enable_replacements = false")
         connection.execute("set autoinstall_known_extensions = false")
         connection.execute("set autoload_known_extensions = false")
@@ -189,16 +196,43 @@ class Run:
         BadQuery
             The query cannot be understood, or would change something.
         """
+        connection: duckdb.DuckDBPyConnection = getattr(self._own, "connection", self._connection)
         try:
-            statements = self._connection.extract_statements(query)
+            statements = connection.extract_statements(query)
             if len(statements) != 1:
                 raise BadQuery(f"One statement is asked at a time; this is {len(statements)}.")
             if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
                 raise BadQuery("A run is only read: use select, from, with, describe, summarize, show or explain.")
             self._ensure(self._names_in(query))
-            return self._connection.sql(query, params=list(parameters) if parameters else None)
+            return connection.sql(query, params=list(parameters) if parameters else None)
         except duckdb.Error as reason:
             raise BadQuery(_one_line(reason)) from reason
+
+    def together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Return what calls that ask this run return, in their order, made a few at a time in threads.
+
+        No relation of them may be used afterwards.  What a call raises is raised here, that
+        of the first in order; calls not begun by then are not made.
+        """
+
+        def asked(call: Callable[[], Any]) -> Any:
+            self._own.connection = self._connection.cursor()
+            try:
+                return call()
+            finally:
+                self._own.connection.close()
+                del self._own.connection
+
+        count = min(_TOGETHER, len(os.sched_getaffinity(0)), len(calls))
+        if count < 2:
+            return [call() for call in calls]
+        with ThreadPoolExecutor(count, thread_name_prefix="recup-asks") as pool:
+            begun = [pool.submit(asked, call) for call in calls]
+            try:
+                return [each.result() for each in begun]
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def relation(self, name: str) -> duckdb.DuckDBPyRelation:
         """Return a table or view as a DuckDB relation, in no particular order."""
@@ -281,13 +315,16 @@ class Run:
         return words & known or (known if words & _LISTING_WORDS else set())
 
     def _ensure(self, names: set[str]) -> None:
-        for name in sorted(names):
-            if name not in self._ready:
-                if name in self._views:
-                    self._ensure_view(self._views[name])
-                else:
-                    self._ensure_table(name)
-                self._ready.add(name)
+        if names <= self._ready:
+            return
+        with self._making:
+            for name in sorted(names - self._ready):
+                if name not in self._ready:
+                    if name in self._views:
+                        self._ensure_view(self._views[name])
+                    else:
+                        self._ensure_table(name)
+                    self._ready.add(name)
 
     def _ensure_view(self, view: View) -> None:
         # Views stand on those before them only, whatever words their queries hold.

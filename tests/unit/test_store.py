@@ -319,6 +319,34 @@ def test_values_go_in_as_parameters(tmp_path):
         assert run.sql("select key from keys where key = ?", ["inc-1"]).fetchall() == [("inc-1",)]
 
 
+def test_calls_made_together_answer_in_their_order(tmp_path):
+    with open_run(write_run(tmp_path)) as run:
+        names = ["task_runs", "transfers_distinct", "run_summary", "keys", "worker_lives"]
+        asked = [lambda name=name: run.sql(f"select count(*) from {name}").fetchall() for name in names]
+        found = run.together([*asked, lambda: run.together(asked)])
+        assert found == [*(each() for each in asked), [each() for each in asked]]
+
+
+def test_what_one_of_several_calls_raises_is_raised(tmp_path):
+    with open_run(write_run(tmp_path)) as run:
+        with pytest.raises(BadQuery, match="task_run"):
+            run.together([lambda: run.arrow("task_runs"), lambda: run.arrow("task_run")])
+        assert run.together([lambda: run.sql("select 1").fetchall()] * 3) == [[(1,)]] * 3
+
+
+def test_calls_made_together_see_no_variables_and_change_nothing(tmp_path):
+    with open_run(write_run(tmp_path)) as run:
+
+        def ask(query):
+            unseen = run.sql("select 1 as one").to_arrow_table()
+            assert unseen.num_rows == 1
+            with pytest.raises(BadQuery):
+                run.sql(query).fetchall()
+
+        queries = ("from unseen", "set threads = 1", "from read_csv('/etc/passwd')")
+        assert run.together([lambda query=query: ask(query) for query in queries]) == [None] * 3
+
+
 def test_names_not_there_are_answered_with_those_like_them(tmp_path):
     with open_run(write_run(tmp_path)) as run, pytest.raises(BadQuery, match="task_runs"):
         run.arrow("task_run")

@@ -6,14 +6,14 @@ concluded here.  How it looks is the template's (`recup.report.html`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from recup.analyse.answers import Answer, Conclusion, answer, ranked
 from recup.analyse.budget import CATEGORIES, NAMES, budget_by_prefix, budget_over_time, budget_totals
 from recup.analyse.coverage import STATES, STEPS, coverage
 from recup.analyse.durations import durations_by
 from recup.analyse.io import io_by, io_record
-from recup.analyse.movement import transfer_matrix
 from recup.analyse.overview import overview
 from recup.analyse.profile import HOW_TO_RECORD, function_profile, profile_losses, recorded_functions
 from recup.analyse.rows import Document, rows_of
@@ -24,6 +24,8 @@ from recup.report.strips import strips
 from recup.report.tables import shown_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from recup.store import Run
 
 BIN_COUNT = 200
@@ -113,37 +115,41 @@ def report_document(run: Run) -> Document:
     Keys: header, completeness, budget (None: there is none), findings, prefixes, heat, groups, transfers, questions,
     io, profile, map, environment, export, strips
     """
-    page = overview(run)
-    answers = _answers(run)
-    found = ranked(each for _, told in answers for each in told.conclusions)
+    made: dict[str, Callable[[], Any]] = {
+        **{question.verb: partial(answer, run, question) for question in QUESTIONS},
+        "page": lambda: overview(run),
+        "prefixes": lambda: shown_table("prefixes", "Prefixes, most seconds first", _durations(run)),
+        "heat": lambda: _heat(run),
+        "groups": lambda: _groups(run),
+        "io": lambda: _io(run),
+        "profile": lambda: _profile(run),
+        "map": lambda: _map(run),
+        "environment": lambda: [_facts(run, name, title, query) for name, (title, query) in _FACTS_SQL.items()],
+        "strips": lambda: strips(run),
+    }
+    told = dict(zip(made, run.together(list(made.values())), strict=True))
+    answers: dict[str, Answer] = {question.verb: told[question.verb] for question in QUESTIONS}
+    found = ranked(each for given in answers.values() for each in given.conclusions)
     return {
-        "header": _header(run, page),
-        "completeness": page["completeness"],
+        "header": _header(run, told["page"]),
+        "completeness": told["page"]["completeness"],
         "budget": _budget(run),
         "findings": findings(found),
-        "prefixes": shown_table("prefixes", "Prefixes, most seconds first", _durations(run)),
-        "heat": _heat(run),
-        "groups": _groups(run),
-        "transfers": _transfers(run),
-        "questions": [_question(question, told) for question, told in answers],
-        "io": _io(run),
-        "profile": _profile(run),
-        "map": _map(run),
-        "environment": [
-            table
-            for name, (title, query) in _FACTS_SQL.items()
-            if (table := _facts(run, name, title, query))["row_count"]
-        ],
+        "prefixes": told["prefixes"],
+        "heat": told["heat"],
+        "groups": told["groups"],
+        "transfers": _transfers(answers["transfers"]),
+        "questions": [_question(question, answers[question.verb]) for question in QUESTIONS],
+        "io": told["io"],
+        "profile": told["profile"],
+        "map": told["map"],
+        "environment": [table for table in told["environment"] if table["row_count"]],
         "export": _export(run),
-        "strips": strips(run),
+        "strips": told["strips"],
     }
 
 
 # ---------------------------------------------------------------- parts
-
-
-def _answers(run: Run) -> list[tuple[Question, Answer]]:
-    return [(q, answer(run, q)) for q in QUESTIONS]
 
 
 def findings(found: tuple[Conclusion, ...]) -> list[Document]:
@@ -250,23 +256,24 @@ def _groups(run: Run) -> Document:
     return told | {"table": shown_table("groups", "Groups, most seconds first", rows)}
 
 
-def _transfers(run: Run) -> Document:
-    rows = transfer_matrix(run).to_pylist()
+def _transfers(told: Answer) -> Document:
+    (matrix,) = (each.rows for each in told.tables if each.name == "workers")
+    rows = matrix.to_pylist()
     most = max((row["moved_bytes"] or 0 for row in rows), default=0)
     for row in rows:
         row["hint"] = f"{row['transfer_count']:,} transfers of {row['result_count']:,} results"
     shown = sorted(rows, key=lambda row: (str(row["source_worker"]), str(row["destination_worker"])))
     kept = _busiest(rows, 30)
     shown = [row for row in shown if row["source_worker"] in kept and row["destination_worker"] in kept]
-    told = heat_map(
+    shape = heat_map(
         shown,
         ("source_worker", "destination_worker", "moved_bytes"),
         lambda row: share_step((row["moved_bytes"] or 0) / most) if most else 0,
     )
-    told["columns_left_out"] = len(
+    shape["columns_left_out"] = len(
         {name for row in rows for name in (row["source_worker"], row["destination_worker"])} - kept
     )
-    return told
+    return shape
 
 
 def _busiest(rows: list[Document], limit: int) -> set[str | None]:

@@ -53,10 +53,8 @@ def write_report(run: Run, path: str | os.PathLike[str]) -> int:
     from recup.report.timeline import timeline
 
     _check_place(path)
-    document = report_document(run)
-    return _write(
-        path, page_text("report.html.j2", document, {"timeline": timeline(run)}, {"strips": document["strips"]})
-    )
+    document, line = run.together((lambda: report_document(run), lambda: timeline(run)))
+    return _write(path, page_text("report.html.j2", document, {"timeline": line}, {"strips": document["strips"]}))
 
 
 def write_comparison(a: Run, b: Run, path: str | os.PathLike[str]) -> int:
