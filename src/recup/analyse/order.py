@@ -223,7 +223,8 @@ def order(run: Run) -> Answer:
         )
     scheduler = schedulers[0]["scheduler_id"]
     held, facts = _held(run, scheduler), _rows(run, FACTS_SQL, scheduler)[0]
-    at_s, peak = _peak(held)
+    steps = _steps(held["stored_s"], held["released_s"], held["nbytes"])
+    at_s, peak = _peak(held, steps)
     facts |= {"peak_at_s": at_s - (facts["started_s"] or 0.0), "peak_bytes": peak}
     facts |= {"need_bytes": _need(held, facts["thread_count"] or 1), "scheduler_count": len(schedulers)}
     facts |= _rows(run, LIMIT_SQL, scheduler, at_s=at_s)[0]
@@ -234,7 +235,7 @@ def order(run: Run) -> Answer:
         ranked(found),
         (
             AnswerTable("prefixes", _TITLES["prefixes"], prefixes),
-            AnswerTable("over-time", _TITLES["over-time"], _over_time(held, facts)),
+            AnswerTable("over-time", _TITLES["over-time"], _over_time(held, steps, facts)),
         ),
         _basis(facts),
     )
@@ -290,13 +291,16 @@ def _steps(begin: npt.NDArray[Any], end: npt.NDArray[Any], nbytes: npt.NDArray[A
     """Return moments in order and the sum of bytes from each on; what ends comes before what begins."""
     is_kept = end > begin
     begin, end, nbytes = begin[is_kept], end[is_kept], nbytes[is_kept]
-    at, change = np.concatenate([begin, end]), np.concatenate([nbytes, -nbytes])
-    in_order = np.lexsort((change, at))
+    # Ends stand first, and the sort keeps them there; what never ends is no step.
+    is_ended = end < np.inf
+    at = np.concatenate([end[is_ended], begin])
+    change = np.concatenate([-nbytes[is_ended], nbytes])
+    in_order = np.argsort(at, kind="stable")
     return at[in_order], np.cumsum(change[in_order])
 
 
-def _peak(held: Held) -> tuple[float, int]:
-    at, total = _steps(held["stored_s"], held["released_s"], held["nbytes"])
+def _peak(held: Held, steps: tuple[Any, Any]) -> tuple[float, int]:
+    at, total = steps
     if not len(at):
         return (float(held["stored_s"].min()) if len(held["stored_s"]) else 0.0), 0
     highest = int(np.argmax(total))
@@ -372,7 +376,7 @@ def _median(values: npt.NDArray[Any], rows: npt.NDArray[Any]) -> float | None:
     return max(float(np.median(some)), 0.0) if len(some) else None
 
 
-def _over_time(held: Held, facts: Document) -> pa.Table:
+def _over_time(held: Held, steps: tuple[Any, Any], facts: Document) -> pa.Table:
     if not len(held["nbytes"]):
         return _OVER_TIME.empty_table()
     first = float(held["stored_s"].min())
@@ -384,7 +388,7 @@ def _over_time(held: Held, facts: Document) -> pa.Table:
     return pa.table(
         {
             "at_s": edges[:-1] - facts["started_s"],
-            "held_bytes": _highest(*_steps(held["stored_s"], held["released_s"], held["nbytes"]), edges),
+            "held_bytes": _highest(*steps, edges),
             "unused_bytes": _highest(*_steps(held["stored_s"][used], until_use[used], held["nbytes"][used]), edges),
         },
         schema=_OVER_TIME,
