@@ -148,11 +148,9 @@ with counted as (
     ) t on t.server_id = totals.server_id
     group by s.address
 ), pieces as (
-    select c.key_id, c.run_id, p.prefix, c.worker, c.thread, 'task' as owner,
-        c.read_chars_bytes as got_bytes, c.written_chars_bytes as put_bytes,
-        c.read_call_count as got_count, c.write_call_count as put_count
-    from counted c
-    left join prefixes p on p.key_id = c.key_id
+    select key_id, run_id, worker, thread, 'task' as owner, read_chars_bytes as got_bytes,
+        written_chars_bytes as put_bytes, read_call_count as got_count, write_call_count as put_count
+    from counted
     union all by name
     select worker, ? as owner, read_bytes as got_bytes, written_bytes as put_bytes from rest
 )
@@ -175,6 +173,7 @@ def _counters_sql(by: str) -> str:
         sum(put_count) as put_count,
         sum(got_bytes + put_bytes) as moved_bytes
     from pieces
+    {"left join prefixes using (key_id)" if "prefix" in names else ""}
     group by {numbers}, owner, key_id, run_id
 )
 select
