@@ -284,10 +284,10 @@ def test_a_run_directory_removed_in_mid_run_costs_only_rows(start):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of half a megabyte."""
+    """A file system of four megabytes: a run has room, and soon none beside what fills it."""
     path = tmp_path / "runs"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(path)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     yield path
