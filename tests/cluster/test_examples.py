@@ -32,7 +32,10 @@ STEPS = {
     "save_block",
 }
 
-either_way = pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
+PROCESSES, THREADS = ["--processes"], ["--no-processes", "--workers", "1", "--threads-per-worker", "2"]
+# What a mode prints is one constant, recorded or not: threads show it for both.
+PLAIN = pytest.param(False, id="plain", marks=pytest.mark.slow)
+either_way = pytest.mark.parametrize("recorded", [PLAIN, pytest.param(True, id="recorded")])
 
 
 @pytest.fixture
@@ -62,9 +65,14 @@ def recorded_steps(environment):
         }
 
 
-@either_way
 @pytest.mark.parametrize(
-    "workers", [["--processes"], ["--no-processes", "--workers", "1", "--threads-per-worker", "2"]]
+    ("recorded", "workers"),
+    [
+        pytest.param(False, PROCESSES, id="plain-processes", marks=pytest.mark.slow),
+        pytest.param(True, PROCESSES, id="recorded-processes"),
+        pytest.param(False, THREADS, id="plain-threads"),
+        pytest.param(True, THREADS, id="recorded-threads"),
+    ],
 )
 def test_local_mode_prints_the_result(environment, recorded, workers):
     assert printed(environment, recorded, "--mode", "local", *workers) == RESULT

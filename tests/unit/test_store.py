@@ -22,7 +22,7 @@ from recup.store import RunStillWritten, open_run, seal
 from tests.unit.spooled import edit_status, left_by_a_killed_server, write
 from tests.unit.written_runs import at, row, write_run
 
-SEVERAL = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SEVERAL = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def transitions(count, first=0):
