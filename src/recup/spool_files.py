@@ -201,8 +201,8 @@ def _check_types(schema: pa.Schema, columns: tuple[Column, ...]) -> None:
             expected = _ARROW_TYPES[column.kind]
             if schema.field(index).type not in (expected, pa.int64() if column.name == "key_id" else expected):
                 raise ValueError(f"column {column.name} is {schema.field(index).type}, not {expected}")
-    if not present:
-        raise ValueError("the header names none of the table's columns")
+    if not present or (columns is KEY_COLUMNS and present < len(KEY_COLUMNS)):
+        raise ValueError("the header names none, or not enough, of the table's columns")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

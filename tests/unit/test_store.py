@@ -638,6 +638,14 @@ def test_whatever_happens_to_a_file_the_run_opens_and_tells(pristine, tmp_path_f
         seal(path, force=True)
 
 
+def test_a_header_of_keys_that_lost_a_column_is_damage(tmp_path):
+    path = write(tmp_path, "worker", "w", [schema.TransferKey(0, "k", 1)]).directory / "keys.arrows"
+    path.write_bytes(path.read_bytes().replace(b"key_id", b"kez_id"))
+    with open_run(tmp_path) as run:
+        assert run.sql("select key, key_id is null from transfer_keys").fetchall() == [(None, False)]
+        assert any(each.level == "loss" for each in completeness(run))
+
+
 @SEVERAL
 @given(cut=st.floats(0, 1), tail=st.binary(max_size=40))
 def test_every_complete_batch_before_a_cut_survives(pristine, tmp_path_factory, cut, tail):
