@@ -55,6 +55,7 @@ def runs_page(page: Page, rows: Sequence[Row], root: Path) -> None:
             )
             for row in rows
         ],
+        whole=("run",),
     )
 
 

@@ -220,12 +220,19 @@ class Page:
         if grid.row_count:
             self._print(grid)
 
-    def table(self, headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, wrap: Sequence[str] = ()) -> None:
+    def table(
+        self,
+        headings: Sequence[str],
+        rows: Iterable[Sequence[Cell]],
+        *,
+        wrap: Sequence[str] = (),
+        whole: Sequence[str] = (),
+    ) -> None:
         """Print rows under headings.
 
-        A heading that begins with ``>`` is aligned right and never cut.  Columns named in `wrap`
-        are wrapped where the terminal is too narrow, others end in an ellipsis.  Cells that are
-        known words of judgement (ok, loss, ...) get their colour.
+        A heading that begins with ``>`` is aligned right and never cut, nor are columns named in
+        `whole`.  Columns named in `wrap` are wrapped where the terminal is too narrow, others end
+        in an ellipsis.  Cells that are known words of judgement (ok, loss, ...) get their colour.
         """
         from rich import box
         from rich.table import Table
@@ -236,7 +243,7 @@ class Page:
         for number, heading in enumerate(headings):
             name = heading.lstrip(">")
             longest = max([len(name), *(len(row[number]) for row in cells)])
-            if heading.startswith(">") or longest <= 8:
+            if heading.startswith(">") or longest <= 8 or name in whole:
                 justify: Any = "right" if heading.startswith(">") else "left"
                 table.add_column(Text(name), justify=justify, no_wrap=True, min_width=longest)
             else:

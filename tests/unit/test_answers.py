@@ -1,6 +1,7 @@
 """What holds of every answer, and how answers are printed."""
 
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -10,6 +11,7 @@ from recup.analyse.durations import durations_by
 from recup.answer_page import answer_page, table_lines
 from recup.errors import BadQuery
 from recup.markdown import MarkdownPage
+from recup.pages import runs_page
 from recup.questions import QUESTIONS
 from recup.store import open_run
 from recup.terminal import Page
@@ -118,3 +120,12 @@ def test_what_took_the_most_is_told_by_prefix_worker_and_task(tmp_path):
             "outcome": "memory", "run_id": 0, "prefix": "inc",
         }
     ]  # fmt: skip
+
+
+def test_the_name_of_a_run_is_never_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.StringIO()
+    row = {"run_id": "20231114T221320Z-abcd", "started_ns": 1, "wall_s": 1.0, "state": "ended 0", "task_count": 81}
+    row |= {"worker_count": 2, "is_sealed": True, "size_bytes": 1024, "problem": None, "command": ["python", "job.py"]}
+    runs_page(Page(stream), [row], Path("runs"))
+    assert stream.getvalue().splitlines()[2].startswith("20231114T221320Z-abcd ")
