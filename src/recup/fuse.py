@@ -259,6 +259,35 @@ left join clocks c on c.server_id = s.server_id
 OUTCOMES = ("memory", "error", "rescheduled", "stolen", "cancelled", "lost", "running_at_end", "unknown")
 """Every value of `task_runs.outcome`."""
 
+RUN_TIMES = View(
+    "run_times",
+    "One row: when the run began and ended, as far as recorded.",
+    (
+        ViewColumn("started_s", "First recorded moment of any server", "s", "nothing is recorded"),
+        ViewColumn("ended_s", "Last recorded moment or sign of life of any server", "s", "nothing is recorded"),
+        ViewColumn("wall_s", "Ended less started", "s", "nothing is recorded"),
+    ),
+    """
+with moments as (
+    select min(time_ns) as first_ns, max(time_ns) as last_ns from raw.scheduler_transitions
+    union all
+    select min(time_ns), max(time_ns) from raw.worker_transitions
+    union all
+    select min(time_ns), max(time_ns) from raw.clock_samples
+    union all
+    select min(time_ns), max(time_ns) from raw.processes
+    union all
+    select null, max(last_sign_ns) from spools
+)
+select
+    min(first_ns) / 1e9 as started_s,
+    max(last_ns) / 1e9 as ended_s,
+    (max(last_ns)::hugeint - min(first_ns))::double / 1e9 as wall_s
+from moments
+""",
+    is_kept=True,
+)
+
 RUN_SUMMARY = View(
     "run_summary",
     "One row: the run in numbers.",
@@ -285,25 +314,15 @@ RUN_SUMMARY = View(
         ViewColumn("loss_count", "Rows of `losses`"),
     ),
     f"""
-with moments as (
-    select min(time_ns) as first_ns, max(time_ns) as last_ns from raw.scheduler_transitions
-    union all
-    select min(time_ns), max(time_ns) from raw.worker_transitions
-    union all
-    select min(time_ns), max(time_ns) from raw.clock_samples
-    union all
-    select min(time_ns), max(time_ns) from raw.processes
-    union all
-    select null, max(last_sign_ns) from spools
-), seen_clients as (
+with seen_clients as (
     select client from raw.clients where client <> 'fire-and-forget'
     union
     select client from raw.client_submissions
 )
 select
-    (select min(first_ns) / 1e9 from moments) as started_s,
-    (select max(last_ns) / 1e9 from moments) as ended_s,
-    (select (max(last_ns)::hugeint - min(first_ns))::double / 1e9 from moments) as wall_s,
+    (select started_s from run_times) as started_s,
+    (select ended_s from run_times) as ended_s,
+    (select wall_s from run_times) as wall_s,
     min(assigned_s) as first_task_s,
     max(ended_s) as last_task_s,
     (select count(*) from servers where role = 'scheduler') as scheduler_count,
@@ -336,6 +355,7 @@ VIEWS: tuple[View, ...] = (
     ACTIVITIES,
     TRANSFERS_DISTINCT,
     SUBMISSION_STORY,
+    RUN_TIMES,
     RUN_SUMMARY,
     TASK_COUNTERS,
     *IO_VIEWS,

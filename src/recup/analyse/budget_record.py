@@ -24,7 +24,14 @@ from recup.analyse.budget_sweep import BUSY, Floats, Integers, Mask, Record, Spa
 if TYPE_CHECKING:
     from recup.store import Run
 
-WINDOW_SQL = "select started_s, ended_s, first_task_s, last_task_s from run_summary"
+WINDOW_SQL = """
+select
+    started_s,
+    ended_s,
+    (select min(assigned_s) from task_runs) as first_task_s,
+    (select max(ended_s) from task_runs) as last_task_s
+from run_times
+"""
 
 LIVES_SQL = """
 with told as (

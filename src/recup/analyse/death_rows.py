@@ -10,7 +10,7 @@ BLAMED_SHOWN = 100
 
 _LIVES = """
 with run_start as (
-    select started_s as zero_s from run_summary
+    select started_s as zero_s from run_times
 ), told as (
     -- What the worker, its nanny or the scheduler published of an end that was meant.
     select

@@ -73,7 +73,7 @@ with used as (
     {_USED}
 )
 select key, compute_s, cpu_s / nullif(compute_s, 0) as cpu_share, worker,
-    started_s - (select started_s from run_summary) as started_at_s, nbytes as result_bytes, outcome, run_id, prefix
+    started_s - (select started_s from run_times) as started_at_s, nbytes as result_bytes, outcome, run_id, prefix
 from task_runs
 left join used using (scheduler_id, key_id, run_id)
 where compute_s is not null

@@ -113,8 +113,8 @@ select
     r.worker,
     r.worker_id,
     hosts.hostname as host,
-    r.started_s - (select started_s from run_summary) as started_at_s,
-    r.stored_s - (select started_s from run_summary) as stored_at_s,
+    r.started_s - (select started_s from run_times) as started_at_s,
+    r.stored_s - (select started_s from run_times) as stored_at_s,
     r.compute_s,
     r.nbytes,
     r.typename,
@@ -204,7 +204,7 @@ order by keys.key
 
 SUBMISSIONS_SQL = """
 select distinct s.client, s.client_server_id, s.client_submission, s.call, s.path, s.line, s.function, s.line_text, s.is_exact,
-    coalesce(s.sent_s, s.taken_s) - (select started_s from run_summary) as sent_at_s, s.submission
+    coalesce(s.sent_s, s.taken_s) - (select started_s from run_times) as sent_at_s, s.submission
 from submission_story s
 where s.scheduler_id = ? and s.submission in (select unnest(?::bigint[]))
 order by s.submission

@@ -10,7 +10,7 @@ DEFAULT_FRACTIONS = {"target": 0.6, "spill": 0.7, "pause": 0.8, "terminate": 0.9
 
 _LIVES = """
 with run_start as (
-    select started_s as zero_s, ended_s as end_s from run_summary
+    select started_s as zero_s, ended_s as end_s from run_times
 ), lives as (
     select *, row_number() over (order by came_s, address, worker_id) as life from worker_lives
 ), placed_lives as (
@@ -274,7 +274,7 @@ order by peak_share desc nulls last, peak_bytes desc nulls last, worker
 
 _HELD = """
 with run_start as (
-    select started_s as zero_s, ended_s as end_s from run_summary
+    select started_s as zero_s, ended_s as end_s from run_times
 ), stored as (
     select scheduler_id, key_id, run_id, prefix, worker, typename, nbytes, stored_s
     from task_runs
@@ -383,7 +383,7 @@ order by at_s, is_rest, prefix
 
 LARGEST_SQL = """
 with run_start as (
-    select started_s as zero_s, ended_s as end_s from run_summary
+    select started_s as zero_s, ended_s as end_s from run_times
 ), chosen as (
     select scheduler_id, key_id, run_id, prefix, worker, typename, nbytes, stored_s
     from task_runs
@@ -428,7 +428,7 @@ select
     count(*) filter (x.direction = 'spill') as spill_count,
     sum(x.memory_bytes) filter (x.direction = 'unspill')::bigint as unspilled_bytes,
     count(*) filter (x.direction = 'unspill') as unspill_count,
-    min(x.time_ns) / 1e9 + coalesce(any_value(c.offset_s), 0.0) - (select started_s from run_summary) as first_at_s
+    min(x.time_ns) / 1e9 + coalesce(any_value(c.offset_s), 0.0) - (select started_s from run_times) as first_at_s
 from raw.spills x
 left join prefixes p on p.key_id = x.key_id
 left join servers s on s.server_id = x.server_id

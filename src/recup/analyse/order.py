@@ -131,8 +131,8 @@ where a.stored_s is not null and a.nbytes is not null
 
 FACTS_SQL = """
 select
-    (select started_s from run_summary) as started_s,
-    (select ended_s from run_summary) as ended_s,
+    (select started_s from run_times) as started_s,
+    (select ended_s from run_times) as ended_s,
     (select count(*) from task_runs where scheduler_id = $scheduler and stored_s is not null and nbytes is null)
         as unsized_count,
     (

@@ -250,7 +250,7 @@ _TIME_SCHEMA = pa.schema(
 
 
 def _loads(run: Run) -> list[tuple[Document, list[Document]]]:
-    origin_s = run.sql("select started_s from run_summary").fetchall()[0][0] or 0.0
+    origin_s = run.sql("select started_s from run_times").fetchall()[0][0] or 0.0
     return [_load(run, each, origin_s) for each in rows_of(run, SCHEDULERS_SQL)]
 
 

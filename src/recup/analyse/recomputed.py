@@ -30,7 +30,7 @@ ATTEMPTS_SHOWN = 50
 
 _WASTED = """
 with run_start as (
-    select started_s as zero_s from run_summary
+    select started_s as zero_s from run_times
 ), several as (
     select scheduler_id, key_id from task_runs where outcome = 'memory' group by all having count(*) > 1
 ), made as (

@@ -136,7 +136,7 @@ with timed as (
     group by prefix
     having count(*) >= ?
 )
-select keys.key, t.prefix, t.worker, t.started_s - (select started_s from run_summary) as started_at_s, t.compute_s,
+select keys.key, t.prefix, t.worker, t.started_s - (select started_s from run_times) as started_at_s, t.compute_s,
     u.median_s, u.q90_s, u.attempt_count, t.compute_s - u.median_s as excess_s, all_s
 from timed t
 join usual u using (prefix)
@@ -207,7 +207,7 @@ _SILENCE_SCHEMA = pa.schema(
 
 
 def _origin_s(run: Run) -> float:
-    return float(run.sql("select coalesce(started_s, 0) from run_summary").fetchall()[0][0])
+    return float(run.sql("select coalesce(started_s, 0) from run_times").fetchall()[0][0])
 
 
 def _gaps(run: Run, scheduler_id: str, end_ns: int | None) -> list[tuple[float, float, int, bool]]:

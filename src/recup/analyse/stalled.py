@@ -221,7 +221,7 @@ class Stalls:
 
 def gathered(run: Run) -> Stalls:
     """Return the stalls of a run and the attempts in their processes, read once for all tables."""
-    origin_s = run.sql("select started_s from run_summary").fetchall()[0][0] or 0.0
+    origin_s = run.sql("select started_s from run_times").fetchall()[0][0] or 0.0
     rows = rows_of(run, ISLANDS_SQL.replace("$lag", repr(LAG_S)))
     numbers: dict[str, int] = {}
     for each in rows:
@@ -242,7 +242,7 @@ def gathered(run: Run) -> Stalls:
     attempts |= {"prefix": prefix.indices.to_numpy(), "names": np.array(prefix.dictionary.to_pylist(), dtype=object)}
     to_s = np.array([each["to_s"] for each in rows], dtype=float)
     last_s = max(
-        (to_s.max() if len(to_s) else origin_s), run.sql("select ended_s from run_summary").fetchall()[0][0] or 0
+        (to_s.max() if len(to_s) else origin_s), run.sql("select ended_s from run_times").fetchall()[0][0] or 0
     )
     attempts["stopped_s"] = np.minimum(attempts["stopped_s"], last_s)
     return Stalls(

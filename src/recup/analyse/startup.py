@@ -169,8 +169,8 @@ select
     client.pid,
     begun.time_ns / 1e9 as scheduler_began_s,
     life.came_s as worker_came_s,
-    (select started_s from run_summary) as origin_s,
-    (select wall_s from run_summary) as wall_s
+    (select started_s from run_times) as origin_s,
+    (select wall_s from run_times) as wall_s
 from first_run r
 left join submission_story story on story.scheduler_id = r.scheduler_id and story.submission = r.submission
 left join raw.submissions taken on taken.server_id = r.scheduler_id and taken.submission = r.submission
@@ -215,7 +215,7 @@ with metrics as (
     group by scheduler_id, submission
 )
 select
-    case when clocks.basis <> 'unknown' then story.sent_s end - (select started_s from run_summary) as sent_at_s,
+    case when clocks.basis <> 'unknown' then story.sent_s end - (select started_s from run_times) as sent_at_s,
     story.task_count,
     story.call,
     case when story.path is not null then story.path || ':' || story.line end as sent_from,
@@ -227,8 +227,8 @@ select
     firsts.started_s - firsts.assigned_s as assigned_to_started_s,
     firsts.started_s - coalesce(case when clocks.basis <> 'unknown' then story.sent_s end, story.taken_s)
         as to_first_task_s,
-    story.taken_s - (select started_s from run_summary) as taken_at_s,
-    firsts.started_s - (select started_s from run_summary) as first_task_at_s,
+    story.taken_s - (select started_s from run_times) as taken_at_s,
+    firsts.started_s - (select started_s from run_times) as first_task_at_s,
     story.scheduler_id,
     story.submission
 from submission_story story

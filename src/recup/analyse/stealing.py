@@ -152,8 +152,8 @@ select
     prefix,
     steal_count,
     thief_count,
-    first_s - (select started_s from run_summary) as first_at_s,
-    last_s - (select started_s from run_summary) as last_at_s
+    first_s - (select started_s from run_times) as first_at_s,
+    last_s - (select started_s from run_times) as last_at_s
 from often
 left join prefixes using (scheduler_id, key_id)
 left join keys on keys.key_id = often.key_id

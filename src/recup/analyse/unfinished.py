@@ -35,7 +35,7 @@ with signs as (
 )
 select
     s.server_id as scheduler_id,
-    (select started_s from run_summary) as origin_s,
+    (select started_s from run_times) as origin_s,
     max(signs.time_ns) / 1e9 as end_s,
     (select max(time_ns) / 1e9 from raw.scheduler_transitions t where t.server_id = s.server_id) as last_transition_s,
     (select count(distinct key_id) from raw.scheduler_transitions t where t.server_id = s.server_id) as task_count,

@@ -27,7 +27,7 @@ BIN_COUNT = 600
 """Bins of a run, at most; a run shorter than a minute has ten a second."""
 
 _SAMPLES_SQL = """
-select s.server_id, s.time_ns / 1e9 + coalesce(c.offset_s, 0.0) - (select started_s from run_summary) as at_s, s.value
+select s.server_id, s.time_ns / 1e9 + coalesce(c.offset_s, 0.0) - (select started_s from run_times) as at_s, s.value
 from raw.samples s
 left join clocks c on c.server_id = s.server_id
 where s.metric = ? and s.subject is null and s.role = ? and isfinite(s.value)
@@ -36,7 +36,7 @@ order by s.server_id, s.time_ns
 
 _HOST_SAMPLES_SQL = """
 select any_value(h.hostname) as host, s.time_ns / 1e9 + coalesce(any_value(c.offset_s), 0.0)
-    - (select started_s from run_summary) as at_s, any_value(s.value) as value
+    - (select started_s from run_times) as at_s, any_value(s.value) as value
 from raw.samples s
 join raw.processes p on p.server_id = s.server_id
 join (select host_id, any_value(hostname) as hostname from raw.hosts group by host_id) h on h.host_id = p.host_id
@@ -49,19 +49,19 @@ order by host, at_s
 
 _PIECES_SQL = {
     "read": """
-select start_s - (select started_s from run_summary) as start_s, stop_s - start_s as duration_s, nbytes
+select start_s - (select started_s from run_times) as start_s, stop_s - start_s as duration_s, nbytes
 from task_io where direction = 'read' and module = 'POSIX' and start_s is not null and stop_s is not null
 """,
     "write": """
-select start_s - (select started_s from run_summary) as start_s, stop_s - start_s as duration_s, nbytes
+select start_s - (select started_s from run_times) as start_s, stop_s - start_s as duration_s, nbytes
 from task_io where direction = 'write' and module = 'POSIX' and start_s is not null and stop_s is not null
 """,
     "moved": """
-select start_s - (select started_s from run_summary) as start_s, duration_s, nbytes
+select start_s - (select started_s from run_times) as start_s, duration_s, nbytes
 from transfers_distinct where start_s is not null and duration_s is not null and nbytes is not null
 """,
     "busy": """
-select started_s - (select started_s from run_summary) as start_s, compute_s as duration_s, compute_s as amount
+select started_s - (select started_s from run_times) as start_s, compute_s as duration_s, compute_s as amount
 from task_runs where started_s is not null and compute_s is not null
 """,
 }
@@ -79,7 +79,7 @@ def strips(run: Run) -> Document:
     Keys: at_s (middle of each bin), strips (rows: name, title, unit, basis, series of name and values; a null is no
     sample)
     """
-    ((wall_s,),) = run.sql("select wall_s from run_summary").fetchall()
+    ((wall_s,),) = run.sql("select wall_s from run_times").fetchall()
     if not wall_s or wall_s <= 0:
         return {"at_s": [], "strips": []}
     count = int(np.clip(np.ceil(wall_s * 10), 2, BIN_COUNT))

@@ -70,8 +70,8 @@ with drawn as (
         stopped_s is null as is_unfinished,
         coalesce(attempt_number, 1)::integer as attempt_number,
         coalesce(nbytes, -1) as nbytes,
-        coalesce(started_s, executing_s) - (select started_s from run_summary) as start_s,
-        coalesce(stopped_s, ended_s, (select ended_s from run_summary)) - (select started_s from run_summary) as stop_s,
+        coalesce(started_s, executing_s) - (select started_s from run_times) as start_s,
+        coalesce(stopped_s, ended_s, (select ended_s from run_times)) - (select started_s from run_times) as stop_s,
         translate(coalesce(key, ''), '{GROUP}{TOKEN}{UUID}{NUMBER}', '????') as key
     from task_runs
     where started_s is not null or (executing_s is not null and outcome not in ('stolen', 'rescheduled'))
@@ -120,7 +120,7 @@ from (
 group by 1
 """
 
-SUMMARY_SQL = "select wall_s from run_summary"
+SUMMARY_SQL = "select wall_s from run_times"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
