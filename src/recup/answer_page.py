@@ -43,11 +43,16 @@ def conclusions_lines(page: Page, conclusions: Sequence[Row], limit: int) -> Non
         return
     page.heading("Found")
     for each in conclusions[:limit]:
-        cost = "" if each["thread_s"] is None else f" [{seconds_text(each['thread_s'])} of threads]"
-        advice = f" -> {each['advice']}" if each["advice"] else ""
-        page.statements([(each["certainty"], f"{each['statement']}{cost}{advice}")])
+        page.statements([(each["certainty"], conclusion_text(each))])
     if len(conclusions) > limit:
         page.line(f"and {plural(len(conclusions) - limit, 'conclusion')} more; --limit shows them, --json all", "dim")
+
+
+def conclusion_text(conclusion: Row) -> str:
+    """Return a conclusion as a sentence with what it cost and what to do."""
+    cost = "" if conclusion["thread_s"] is None else f" [{seconds_text(conclusion['thread_s'])} of threads]"
+    advice = f" -> {conclusion['advice']}" if conclusion["advice"] else ""
+    return f"{conclusion['statement']}{cost}{advice}"
 
 
 def _table(page: Page, table: Mapping[str, Any], limit: int) -> None:

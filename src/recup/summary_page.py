@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recup.answer_page import cell_text, heading_text, table_lines
+from recup.answer_page import cell_text, conclusion_text, heading_text, table_lines
 from recup.markdown import MarkdownPage
 from recup.pages import command_text
 from recup.terminal import Page, bytes_text, count_text, moment_text, plural, seconds_text
@@ -101,8 +101,6 @@ def _conclusions(page: AnyPage, conclusions: Sequence[Row]) -> None:
     if not conclusions:
         page.line("Nothing stands out.")
     for each in conclusions[:_CONCLUSIONS_SHOWN]:
-        cost = "" if each["thread_s"] is None else f" [{seconds_text(each['thread_s'])} of threads]"
-        advice = f" -> {each['advice']}" if each["advice"] else ""
-        page.statements([(each["certainty"], f"{each['statement']}{cost}{advice} (recup {each['question']})")])
+        page.statements([(each["certainty"], f"{conclusion_text(each)} (recup {each['question']})")])
     if len(conclusions) > _CONCLUSIONS_SHOWN:
         page.line(f"and {len(conclusions) - _CONCLUSIONS_SHOWN} more; --format json prints all", "dim")
