@@ -1,4 +1,4 @@
 from tests.cluster.compared import compared
-from tests.cluster.troubled import troubled
+from tests.cluster.troubled import opened, troubled
 
-__all__ = ["compared", "troubled"]
+__all__ = ["compared", "opened", "troubled"]

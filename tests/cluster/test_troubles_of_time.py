@@ -6,21 +6,6 @@ from recup.analyse.overhead import overhead
 from recup.analyse.stalls import stalls
 from recup.analyse.startup import startup, startup_phases
 from recup.analyse.stuck import stuck
-from recup.store import open_run
-
-
-@pytest.fixture
-def opened(troubled):
-    """A function that opens the run of a trouble."""
-    runs = []
-
-    def opened_run(name):
-        runs.append(open_run(troubled(name)))
-        return runs[-1]
-
-    yield opened_run
-    for each in runs:
-        each.close()
 
 
 def test_a_calm_run_has_nothing_to_say(opened):

@@ -6,22 +6,7 @@ from recup.analyse.deaths import blamed_tasks, deaths, tasks_at_deaths, worker_d
 from recup.analyse.lineage import lineage
 from recup.analyse.memory import memory
 from recup.analyse.recomputed import recomputed, wasted_by_cause
-from recup.store import open_run
 from tests.cluster.troubled import troubled  # noqa: F401 - a fixture
-
-
-@pytest.fixture
-def opened(troubled):  # noqa: F811
-    """A function that opens the run of a trouble."""
-    runs = []
-
-    def opened_run(name):
-        runs.append(open_run(troubled(name)))
-        return runs[-1]
-
-    yield opened_run
-    for each in runs:
-        each.close()
 
 
 def test_a_calm_run_has_no_deaths_no_losses_and_room_in_memory(opened):

@@ -7,6 +7,7 @@ two of work on one host.
 
 import pytest
 
+from recup.store import open_run
 from tests.cluster.recorded import record
 
 PROGRAMS = {
@@ -150,3 +151,17 @@ def troubled(tmp_path_factory):
         return runs[name]
 
     return recorded
+
+
+@pytest.fixture
+def opened(troubled):
+    """A function that opens the run of a trouble."""
+    runs = []
+
+    def opened_run(name):
+        runs.append(open_run(troubled(name)))
+        return runs[-1]
+
+    yield opened_run
+    for each in runs:
+        each.close()
