@@ -5,7 +5,7 @@ import json
 
 from recup import schema
 from recup.rundir import create_run, update_manifest
-from tests.unit.written_runs import START_NS, at, row, write
+from tests.unit.written_runs import START_NS, at, row, write, write_run
 
 START_S = START_NS / 1e9
 WORKERS = {
@@ -151,3 +151,10 @@ def plain(found):
     document = found.document()
     json.dumps(document)
     return document
+
+
+def write_little(root, kind):
+    """Write a run with little or nothing in it: empty, killed or ended."""
+    if kind == "empty":
+        return create_run(root, way="run", command=["job"])
+    return write_run(root, ended=kind == "ended")

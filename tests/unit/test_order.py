@@ -5,10 +5,9 @@ import pytest
 
 from recup import schema
 from recup.analyse.order import _need, order, results_held
-from recup.rundir import create_run
 from recup.store import open_run
-from tests.unit.flow_runs import A, B, T, flow_run
-from tests.unit.written_runs import at, write_run
+from tests.unit.flow_runs import A, B, T, flow_run, write_little
+from tests.unit.written_runs import at
 
 MB = 1_000_000
 
@@ -119,12 +118,7 @@ def test_scattered_data_is_said_to_be_left_out(tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "killed", "ended"])
 def test_runs_with_little_or_nothing_in_them_are_answered(tmp_path, kind):
-    path = (
-        create_run(tmp_path, way="run", command=["job"])
-        if kind == "empty"
-        else write_run(tmp_path, ended=kind == "ended")
-    )
-    with open_run(path) as run:
+    with open_run(write_little(tmp_path, kind)) as run:
         found = order(run)
         assert found.conclusions == ()
         assert {table.name for table in found.tables} == {"prefixes", "over-time"}

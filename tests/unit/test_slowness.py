@@ -5,10 +5,8 @@ import pytest
 
 from recup.analyse import peers
 from recup.analyse.slowness import slowness, slowness_by
-from recup.rundir import create_run
 from recup.store import open_run
-from tests.unit.flow_runs import A, B, C, T, flow_run, plain
-from tests.unit.written_runs import write_run
+from tests.unit.flow_runs import A, B, C, T, flow_run, plain, write_little
 
 
 def spread(count, seconds):
@@ -111,12 +109,7 @@ def test_too_few_tasks_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "killed", "ended"])
 def test_runs_with_little_or_nothing_in_them_are_answered(tmp_path, kind):
-    path = (
-        create_run(tmp_path, way="run", command=["job"])
-        if kind == "empty"
-        else write_run(tmp_path, ended=kind == "ended")
-    )
-    with open_run(path) as run:
+    with open_run(write_little(tmp_path, kind)) as run:
         found = slowness(run)
     assert found.conclusions == ()
     assert found.headline == "Nothing can be compared: no prefix has eight tasks with a result on each of two workers."

@@ -12,10 +12,9 @@ from recup.analyse.movement import (
     waits_for_inputs,
 )
 from recup.analyse.stealing import steals_by_prefix, stolen_again
-from recup.rundir import create_run
 from recup.store import open_run
-from tests.unit.flow_runs import START_S, A, B, C, T, flow_run, moved, waited
-from tests.unit.written_runs import at, row, write_run
+from tests.unit.flow_runs import START_S, A, B, C, T, flow_run, moved, waited, write_little
+from tests.unit.written_runs import at, row
 
 MB = 1_000_000
 
@@ -171,12 +170,7 @@ def test_tasks_that_go_round_are_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "killed", "ended"])
 def test_runs_with_little_or_nothing_in_them_are_answered(tmp_path, kind):
-    path = (
-        create_run(tmp_path, way="run", command=["job"])
-        if kind == "empty"
-        else write_run(tmp_path, ended=kind == "ended")
-    )
-    with open_run(path) as run:
+    with open_run(write_little(tmp_path, kind)) as run:
         found = transfers(run)
     assert found.conclusions == ()
     assert found.headline == (
