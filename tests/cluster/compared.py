@@ -12,6 +12,7 @@ import pytest
 from recup.capture.darshan_logs import collect_logs
 from recup.ingest.darshan import ingest_foreign
 from recup.launch import run_program, wait_for_stragglers
+from recup.store import open_run
 from tests.cluster.recorded import write_program
 
 PROGRAM = """
@@ -71,7 +72,10 @@ PROGRAM = """
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """A function that gives the run directory of a trouble, or of a repeat, recorded when first asked for."""
+    """A function that gives the opened run of a trouble, or of a repeat, recorded when first asked for.
+
+    It stays open, with the views it has made, as most are compared several times.
+    """
     runs, place = {}, tmp_path_factory.mktemp("compared")
     script = write_program(place / "program.py", PROGRAM)
 
@@ -86,7 +90,9 @@ def compared(tmp_path_factory):
             if darshan is not None:
                 assert collect_logs(run) == []
                 ingest_foreign(run)
-            runs[wanted] = run
+            runs[wanted] = open_run(run)
         return runs[wanted]
 
-    return recorded
+    yield recorded
+    for each in runs.values():
+        each.close()

@@ -1,4 +1,4 @@
 from tests.cluster.compared import compared
-from tests.cluster.troubled import opened, troubled
+from tests.cluster.troubled import troubled
 
-__all__ = ["compared", "opened", "troubled"]
+__all__ = ["compared", "troubled"]

@@ -8,22 +8,22 @@ from recup.analyse.startup import startup, startup_phases
 from recup.analyse.stuck import stuck
 
 
-def test_a_calm_run_has_nothing_to_say(opened):
-    run = opened("calm")
+def test_a_calm_run_has_nothing_to_say(troubled):
+    run = troubled("calm")
     assert stuck(run).headline == "Not stuck: no task was left unfinished (81 tasks began)."
     assert [each for question in (stuck, overhead, stalls) for each in question(run).conclusions] == []
 
 
-def test_a_run_killed_while_tasks_want_a_resource_was_stuck_on_it(opened):
-    answer = stuck(opened("no_such_resource"))
+def test_a_run_killed_while_tasks_want_a_resource_was_stuck_on_it(troubled):
+    answer = stuck(troubled("no_such_resource"))
     assert answer.headline.startswith("Stuck: 9 tasks not finished")
     said = [each for each in answer.conclusions if each.subject == "slow"]
     assert [each.evidence["held_up_task_count"] for each in said] == [8]
     assert "for resource GPU, which no worker offered when it came; 8 tasks wait for it." in said[0].statement
 
 
-def test_tiny_tasks_cost_more_between_them_than_in_them_and_their_late_start_is_own_code(opened):
-    run = opened("tiny_tasks")
+def test_tiny_tasks_cost_more_between_them_than_in_them_and_their_late_start_is_own_code(troubled):
+    run = troubled("tiny_tasks")
     (said,) = [each for each in overhead(run).conclusions if each.subject == "inc"]
     assert said.certainty == "certain"
     assert said.evidence["gap_share"] > 0.5
@@ -44,8 +44,8 @@ def test_tiny_tasks_cost_more_between_them_than_in_them_and_their_late_start_is_
         ("loop_blocked", "nap", "coroutine"),
     ],
 )
-def test_the_task_that_stalls_event_loops_is_suspected(opened, name, prefix, words):
-    said = [each for each in stalls(opened(name)).conclusions if each.subject == prefix]
+def test_the_task_that_stalls_event_loops_is_suspected(troubled, name, prefix, words):
+    said = [each for each in stalls(troubled(name)).conclusions if each.subject == prefix]
     assert len(said) == 1
     assert words in said[0].statement
     assert said[0].evidence["stalled_share"] > 0.9

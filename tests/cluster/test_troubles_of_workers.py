@@ -6,16 +6,15 @@ from recup.analyse.deaths import blamed_tasks, deaths, tasks_at_deaths, worker_d
 from recup.analyse.lineage import lineage
 from recup.analyse.memory import memory
 from recup.analyse.recomputed import recomputed, wasted_by_cause
-from tests.cluster.troubled import troubled  # noqa: F401 - a fixture
 
 
-def test_a_calm_run_has_no_deaths_no_losses_and_room_in_memory(opened):
-    run = opened("calm")
+def test_a_calm_run_has_no_deaths_no_losses_and_room_in_memory(troubled):
+    run = troubled("calm")
     assert [each for question in (deaths, memory, recomputed) for each in question(run).conclusions] == []
 
 
-def test_a_worker_killed_from_outside_is_told_with_what_ran_and_what_was_made_again(opened):
-    run = opened("worker_killed")
+def test_a_worker_killed_from_outside_is_told_with_what_ran_and_what_was_made_again(troubled):
+    run = troubled("worker_killed")
     (death,) = worker_deaths(run).to_pylist()
     assert (death["how"], death["verdict"], death["certainty"]) == (
         "signal 9 (SIGKILL)", "killed from outside, or by the kernel", "possible"
@@ -32,8 +31,8 @@ def test_a_worker_killed_from_outside_is_told_with_what_ran_and_what_was_made_ag
     assert again["wasted_s"] == pytest.approx(0.05 * again["attempt_count"], rel=0.5)
 
 
-def test_a_worker_killed_for_memory_is_told_with_the_task_that_filled_it(opened):
-    run = opened("memory_killed")
+def test_a_worker_killed_for_memory_is_told_with_the_task_that_filled_it(troubled):
+    run = troubled("memory_killed")
     (death,) = worker_deaths(run).to_pylist()
     assert (death["verdict"], death["certainty"], death["executing"]) == (
         "memory: its nanny killed it", "certain", "grow"
@@ -48,8 +47,8 @@ def test_a_worker_killed_for_memory_is_told_with_the_task_that_filled_it(opened)
     assert ["what filled it is unmanaged" in each.statement for each in filled] == [True]
 
 
-def test_the_lineage_of_a_result_ends_at_the_line_that_submitted_it(opened):
-    run = opened("worker_killed")
+def test_the_lineage_of_a_result_ends_at_the_line_that_submitted_it(troubled):
+    run = troubled("worker_killed")
     (name,) = (each for (each,) in run.sql("select key from tasks where prefix = 'add'").fetchall())
     found = lineage(run, name)
     assert found["upstream"]["task_count"] == 8

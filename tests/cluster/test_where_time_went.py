@@ -12,7 +12,6 @@ from recup.analyse.budget import (
     budget_totals,
 )
 from recup.analyse.critical_path import critical_path, critical_path_kinds, critical_path_links, ideal_times
-from recup.store import open_run
 
 
 def column(table, name, value):
@@ -41,40 +40,38 @@ def sums_hold(run):
 
 
 def test_a_calm_run_sums_up_and_gives_no_conclusion(troubled):
-    with open_run(troubled("calm")) as run:
-        thread_s = sums_hold(run)
-        assert 40 * 0.02 <= sum(thread_s[name] for name in ("cpu", "cpu_wait", "blocked")) < 2
-        assert thread_s["not_split"] == thread_s["unfinished"] == 0
-        assert budget(run).conclusions == critical_path(run).conclusions == ()
+    run = troubled("calm")
+    thread_s = sums_hold(run)
+    assert 40 * 0.02 <= sum(thread_s[name] for name in ("cpu", "cpu_wait", "blocked")) < 2
+    assert thread_s["not_split"] == thread_s["unfinished"] == 0
+    assert budget(run).conclusions == critical_path(run).conclusions == ()
 
 
 def test_of_a_killed_worker_the_task_that_never_ended_and_its_absence_are_told(troubled):
-    with open_run(troubled("worker_killed")) as run:
-        thread_s = sums_hold(run)
-        assert 0.25 <= thread_s["unfinished"] < 2
-        assert thread_s["worker_absent"] > 0
-        assert critical_path_links(run)["prefix"].to_pylist()[-1] == "add"
-        assert column(critical_path_kinds(run), "kind", "path_s")["repeat"] > 0.2
+    run = troubled("worker_killed")
+    thread_s = sums_hold(run)
+    assert 0.25 <= thread_s["unfinished"] < 2
+    assert thread_s["worker_absent"] > 0
+    assert critical_path_links(run)["prefix"].to_pylist()[-1] == "add"
+    assert column(critical_path_kinds(run), "kind", "path_s")["repeat"] > 0.2
 
 
 def test_one_chain_leaves_threads_without_a_task_and_more_threads_cannot_help(troubled):
-    with open_run(troubled("one_chain")) as run:
-        thread_s = sums_hold(run)
-        assert thread_s["no_task_ready"] == pytest.approx(2.5, abs=0.7)
-        assert [each.subject for each in budget(run).conclusions if each.evidence["category"] == "no_task_ready"]
-        cases = column(ideal_times(run), "case", "wall_s")
-        assert cases["these workers"] == cases["infinitely many workers"] >= 2.51
-        assert len(critical_path_links(run)) == 11
-        (found, *_) = critical_path(run).conclusions
-        assert (found.subject, found.certainty) == ("slow", "certain")
-        assert "more threads cannot help" in found.statement
+    run = troubled("one_chain")
+    thread_s = sums_hold(run)
+    assert thread_s["no_task_ready"] == pytest.approx(2.5, abs=0.7)
+    assert [each.subject for each in budget(run).conclusions if each.evidence["category"] == "no_task_ready"]
+    cases = column(ideal_times(run), "case", "wall_s")
+    assert cases["these workers"] == cases["infinitely many workers"] >= 2.51
+    assert len(critical_path_links(run)) == 11
+    (found, *_) = critical_path(run).conclusions
+    assert (found.subject, found.certainty) == ("slow", "certain")
+    assert "more threads cannot help" in found.statement
 
 
 def test_work_for_one_worker_only_is_imbalance_of_the_other(troubled):
-    with open_run(troubled("one_worker_asked")) as run:
-        thread_s = sums_hold(run)
-        assert thread_s["imbalance"] == pytest.approx(23 * 0.12, abs=0.7)
-        assert thread_s["imbalance"] > thread_s["no_task_ready"]
-        assert [
-            each.evidence["category"] for each in budget(run).conclusions if each.evidence["category"] == "imbalance"
-        ]
+    run = troubled("one_worker_asked")
+    thread_s = sums_hold(run)
+    assert thread_s["imbalance"] == pytest.approx(23 * 0.12, abs=0.7)
+    assert thread_s["imbalance"] > thread_s["no_task_ready"]
+    assert [each.evidence["category"] for each in budget(run).conclusions if each.evidence["category"] == "imbalance"]

@@ -1,7 +1,7 @@
 """Runs made to have one trouble each, recorded once per test session and shared by tests.
 
 `PROGRAMS` holds the body of each program (see `recorded.HEADER` for what it may use); the
-fixture `troubled` records one and gives its run directory.  Programs are short: a second or
+fixture `troubled` records one and opens it.  Programs are short: a second or
 two of work on one host.
 """
 
@@ -141,27 +141,18 @@ PROGRAMS = {
 
 @pytest.fixture(scope="session")
 def troubled(tmp_path_factory):
-    """A function that gives the run directory of a trouble, recorded when first asked for."""
+    """A function that gives the opened run of a trouble, recorded when first asked for.
+
+    It stays open, with the views it has made, as several questions are asked of most.
+    """
     runs = {}
 
     def recorded(name):
         if name not in runs:
             place = tmp_path_factory.mktemp(name)
-            runs[name] = record(place, PROGRAMS[name].replace("os.getcwd()", repr(str(place))))[0]
+            runs[name] = open_run(record(place, PROGRAMS[name].replace("os.getcwd()", repr(str(place))))[0])
         return runs[name]
 
-    return recorded
-
-
-@pytest.fixture
-def opened(troubled):
-    """A function that opens the run of a trouble."""
-    runs = []
-
-    def opened_run(name):
-        runs.append(open_run(troubled(name)))
-        return runs[-1]
-
-    yield opened_run
-    for each in runs:
+    yield recorded
+    for each in runs.values():
         each.close()
