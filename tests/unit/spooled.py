@@ -5,7 +5,7 @@ import shutil
 import time
 
 from recup.spool import Spool
-from tests.unit.written_runs import write
+from tests.unit.written_runs import let_go, write
 
 __all__ = ["edit_status", "left_by_a_killed_server", "write"]
 
@@ -27,5 +27,6 @@ def left_by_a_killed_server(run, role, server_id, rows, *, counters=None, second
     assert spool.flush()
     target = run / "spool" / spool.directory.name
     shutil.copytree(spool.directory, target)
+    let_go(spool)
     edit_status(target, time_ns=time.time_ns() - round(seconds_ago * 1e9), closed=False)
     return target

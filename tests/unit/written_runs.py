@@ -1,6 +1,7 @@
 """Small runs written row by row, as the capture side writes them."""
 
 import json
+import math
 from pathlib import Path
 
 from recup import schema
@@ -35,8 +36,14 @@ def write(path, role, server_id, rows):
     for each in rows:
         spool.put(each)
     spool.close()
-    assert spool.flush()
+    let_go(spool)
     return spool
+
+
+def let_go(spool):
+    """Have the writer thread leave a spool at once: for some seconds it would go on to write over its status."""
+    spool.closed_at_s = -math.inf
+    assert spool.flush()
 
 
 def write_run(root: Path, *, run_id="20231114T221320Z-abcd", ended=True, skip=()):
