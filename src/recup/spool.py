@@ -1,17 +1,13 @@
 """Rows out of a running workload and onto disk, at a bounded cost and without ever raising.
 
-One `Spool` per server (scheduler, worker, nanny, client): a list per table that hooks
-extend, and one file per table, ``spool/<role>-<server id>/<table>.arrows``.  One writer
-thread per process empties the lists twice a second.  What has been written survives the
+One `Spool` per server (scheduler, worker, nanny, client): rows per table that hooks add to
+(`recup.rows`), and one file per table, ``spool/<role>-<server id>/<table>.arrows``.  One
+writer thread per process writes the rows twice a second.  What has been written survives the
 death of the process, whatever kills it: nothing waits in a user-space buffer.
 
-Covers buffering, interning of keys, files, full or vanished disks, forks, and the count of
+Covers buffering, files, full or vanished disks, forks, and the count of
 all that was lost.  It does not cover what the rows say (`recup.schema`), nor reading them
 back (`recup.store`).
-
-Why lists of flat values: `list.extend(tuple)` is one atomic call under the GIL, costs
-about 0.1 us, keeps no tuple alive for the garbage collector to visit, and a column is then
-a slice, `values[i::width]`.
 """
 
 from __future__ import annotations
@@ -30,9 +26,8 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
-from recup.arrow_stream import ArrowStream, numbered
+from recup.arrow_stream import ArrowStream
+from recup.rows import WaitingRows, best_form
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 
 logger = logging.getLogger("recup")
@@ -40,7 +35,6 @@ _HOSTNAME = socket.gethostname()
 
 FLUSH_INTERVAL_S = 0.5
 """A killed process loses at most the rows of this long (the promise is one second)."""
-_CHUNK_ROWS = 8192
 _BUFFERED_VALUES_LIMIT = 20_000_000
 """Values waiting in one spool (8 bytes each, plus what they point to) before rows are dropped."""
 _INTERNED_KEYS_LIMIT = 65_536
@@ -192,12 +186,9 @@ class Spool:
         self.role = role
         self.server_id = server_id
         self.directory = self.run_directory / "spool" / f"{role}-{_file_name(server_id)}"
-        self._buffers: dict[str, list[Any]] = {}
+        self._form = best_form(key_text)
+        self._rows: dict[str, WaitingRows] = {}
         self._files: dict[str, _TableFile] = {}
-        self._key_ids: dict[Any, int] = {None: -1}
-        self._new_keys: list[Any] = []
-        self._next_key_id = 0
-        self._swap = threading.Lock()
         self._epoch = 0
         self._status = _StatusFile()
         self.closed_at_s: float | None = None
@@ -218,13 +209,13 @@ class Spool:
 
         The tuple must hold exactly the table's columns; hot hooks use this, all else `put`.
         """
-        return self._buffer(table_name).extend
+        return self._waiting(table_name).put
 
     def put(self, row: Any) -> None:
         """Add one row of any table; never raises, never blocks."""
         try:
             if self.role != "forked":
-                self._buffer(table_of(row).name).extend(row)
+                self._waiting(table_of(row).name).put(row)
         except Exception as reason:  # noqa: BLE001 - recup must not disturb its host
             self.lose("hook_failed", None, f"put: {reason!r}")
 
@@ -269,11 +260,11 @@ class Spool:
         for hook in hooks:
             self.guard(getattr(hook, "__qualname__", type(hook).__name__), hook)()
 
-    def _buffer(self, table_name: str) -> list[Any]:
-        buffer = self._buffers.get(table_name)
-        if buffer is None:
-            buffer = self._buffers.setdefault(table_name, [])
-        return buffer
+    def _waiting(self, table_name: str) -> WaitingRows:
+        rows = self._rows.get(table_name)
+        if rows is None:
+            rows = self._rows.setdefault(table_name, self._form.rows(TABLES[table_name]))
+        return rows
 
     # ------------------------------------------------------------ writing
 
@@ -283,15 +274,10 @@ class Spool:
         Called once a second from the event loop: the writer thread may be the one stuck.
         """
         self._call_each(self.limits)
-        for name, buffer in list(self._buffers.items()):
-            if len(buffer) > _BUFFERED_VALUES_LIMIT and self._swap.acquire(timeout=0.05):
-                try:
-                    width = len(TABLES[name].columns)
-                    surplus = (len(buffer) // 2 // width) * width
-                    del buffer[:surplus]
-                    self.lose("dropped", name, "the disk did not take rows fast enough", surplus // width)
-                finally:
-                    self._swap.release()
+        for name, rows in list(self._rows.items()):
+            dropped = rows.drop_oldest(_BUFFERED_VALUES_LIMIT)
+            if dropped:
+                self.lose("dropped", name, "the disk did not take rows fast enough", dropped)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Have every row taken so far written; False when the disk did not take them in time."""
@@ -314,7 +300,7 @@ class Spool:
                 self._call_each(self.prepare)
                 # Tables of step 2 come first: the keys they bring are then known to the others.
                 for name in list(TABLES):
-                    if self._buffers.get(name):
+                    if self._rows.get(name):
                         self._flush_table(TABLES[name])
                 self._write_losses()
                 self._status.write(self)
@@ -328,37 +314,33 @@ class Spool:
         if not lost:
             return
         now, table = time.time_ns(), TABLES["losses"]
-        rows = [Loss(now, k, t or None, e[0] if e[2] else -1, e[1]) for (k, t), e in lost.items()]
+        rows = self._form.rows(table)
+        for (kind, name), (count, detail, is_counted) in lost.items():
+            rows.put(Loss(now, kind, name or None, count if is_counted else -1, detail))
         try:
             file = self._file(table)
-            file.write(file.stream.batch(list(zip(*rows, strict=True))), len(rows))
+            file.write(self._form.batch(file.stream, rows, rows.take()), len(lost))
         except BaseException as reason:
             for (kind, name), (count, detail, is_counted) in lost.items():
                 self.lose(kind, name or None, detail, count if is_counted else -1)
             if not isinstance(reason, OSError):
                 raise
-            self._files["losses"].stream.forget()
+            self._form.forget([self._files["losses"].stream])
 
     def _flush_table(self, table: Table) -> None:
-        buffer, width = self._buffers[table.name], len(table.columns)
-        while True:
-            with self._swap:
-                values = buffer[: _CHUNK_ROWS * width]
-                del buffer[: len(values)]
-            if not values:
-                return
-            row_count = len(values) // width
+        rows = self._rows[table.name]
+        while (taken := rows.take()) is not None:
+            row_count = self._form.row_count(taken)
             try:
                 file = self._file(table)
-                before = file.stream.degraded_count
-                data = file.stream.batch([values[i::width] for i in range(width)])
-                degraded = file.stream.degraded_count - before
-                if degraded:
-                    self.lose("degraded", table.name, "values of an unexpected type, kept as text or null", degraded)
+                data = self._form.batch(file.stream, rows, taken)
             except Exception as reason:  # noqa: BLE001 - one bad batch must not end the recording
                 self._forget()
                 self.lose("dropped", table.name, f"could not encode: {reason!r}"[:300], row_count)
                 continue
+            degraded = rows.take_degraded_count()
+            if degraded:
+                self.lose("degraded", table.name, "values of an unexpected type, kept as text or null", degraded)
             try:
                 self._write_keys()
                 file.write(data, row_count)
@@ -367,16 +349,11 @@ class Spool:
                 return
 
     def _write_keys(self) -> None:
-        if not self._new_keys:
-            return
-        keys, self._new_keys = self._new_keys, []
-        file = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
-        first = self._next_key_id - len(keys)
-        texts = list(map(key_text, keys))
-        ids = range(first, self._next_key_id)
-        file.write(file.stream.batch([ids, texts, [type(key).__name__ for key in keys]]), len(keys))
-        if len(self._key_ids) > _INTERNED_KEYS_LIMIT:
-            self._key_ids = {None: -1}
+        if self._form.new_key_count:
+            file = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
+            file.write(*self._form.new_keys(file.stream))
+        if self._form.key_count > _INTERNED_KEYS_LIMIT:
+            self._form.forget_keys()
 
     def _write_failed(self, table: Table, row_count: int, reason: OSError) -> None:
         """Count the rows as lost and start all files of the spool anew where a file is gone."""
@@ -392,23 +369,7 @@ class Spool:
 
     def _forget(self) -> None:
         """Repeat keys and dictionaries, since some may not have reached the disk."""
-        self._key_ids = {None: -1}
-        self._new_keys.clear()
-        for file in self._files.values():
-            file.stream.forget()
-
-    def _intern(self, values: Sequence[Any]) -> npt.NDArray[Any]:
-        ids = self._key_ids
-        try:
-            return numbered(ids, values)
-        except (KeyError, TypeError):
-            pass
-        new = [value for value in dict.fromkeys(values) if value not in ids]
-        first = self._next_key_id
-        self._next_key_id += len(new)
-        ids.update(zip(new, range(first, self._next_key_id), strict=True))
-        self._new_keys += new
-        return numbered(ids, values)
+        self._form.forget(file.stream for file in self._files.values())
 
     def _file(self, table: Table) -> _TableFile:
         return self._files.get(table.name) or self._add_file(table.name, table.columns)
@@ -422,7 +383,7 @@ class Spool:
             "pid": str(os.getpid()),
             "epoch": str(self._epoch),
         }
-        stream = ArrowStream(columns, metadata, self._intern)
+        stream = self._form.stream(columns, metadata)
         file = self._files[name] = _TableFile(self.directory / f"{name}.arrows", stream)
         return file
 
@@ -434,9 +395,9 @@ class Spool:
     def _abandon(self) -> None:
         """In a forked child: take and write nothing, the parent still has the rows."""
         self.role = "forked"
-        self._swap, self._losing = threading.Lock(), threading.RLock()
-        for buffer in self._buffers.values():
-            buffer.clear()
+        self._losing = threading.RLock()
+        for rows in self._rows.values():
+            rows.clear()
         self._release()
 
 

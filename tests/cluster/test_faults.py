@@ -364,11 +364,11 @@ def test_a_bug_in_a_hook_changes_no_result(tmp_path, capfd):
 
 def test_a_transition_hook_that_keeps_failing_is_switched_off_and_said(tmp_path, capfd):
     bug = """
-original = recup_scheduler.transition_hook
+original = recup_scheduler.scheduler_hook
 def breaking(spool, scheduler, switch_off):
     scheduler_like = type("S", (), {"tasks": None})()
     return original(spool, scheduler_like, switch_off)
-recup_scheduler.transition_hook = breaking
+recup_scheduler.scheduler_hook = breaking
 compute()
 """
     run, code = record(tmp_path, BROKEN + bug)

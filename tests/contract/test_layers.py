@@ -15,7 +15,8 @@ STANDS_ON = {
     "schema": set(),
     "errors": set(),
     "arrow_stream": {"schema"},
-    "spool": {"schema", "errors", "arrow_stream"},
+    "rows": {"schema", "arrow_stream", "packed_rows"},
+    "spool": {"schema", "errors", "arrow_stream", "rows"},
     "rundir": {"schema", "errors"},
     "capture": {"schema", "errors", "spool", "rundir"},
     "preload": {"capture", "spool"},
@@ -23,7 +24,7 @@ STANDS_ON = {
     "launch": {"errors", "rundir", "capture", "spool"},
     "ingest": {"schema", "errors", "rundir", "run_tables", "spool_files"},
 }
-CAPTURE_SIDE = {"arrow_stream", "spool", "capture", "preload", "preload_client", "launch"}
+CAPTURE_SIDE = {"arrow_stream", "rows", "spool", "capture", "preload", "preload_client", "launch"}
 SHARED = {"schema", "errors", "rundir", "__init__"}
 MAY_USE_BOTH = {"cli", "darshan_doctor", "doctor", "ipython", "__main__", "__init__"}
 HEAVY = {"pyarrow", "duckdb", "pandas"}

@@ -49,6 +49,15 @@ def test_a_python_without_recup_is_a_problem(monkeypatch, tmp_path):
     assert (check.level, "No module named 'recup'" in check.statement) == ("problem", True)
 
 
+def test_parts_that_were_not_compiled_are_told_with_their_price(monkeypatch):
+    monkeypatch.setattr(doctor, "COMPILED", ("recup.packed_rows", "recup.spool", "recup.not_there"))
+    (check,) = doctor.compiled_parts()
+    assert (check.level, check.statement) == (
+        "warning",
+        "not compiled: recup.spool, recup.not_there; the record is the same, at about twice the CPU time per task",
+    )
+
+
 def test_a_live_cluster_is_recorded():
     assert levels(doctor.live_recording()) == [("ok", "live check")]
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pickle
 import threading
+import time
 import types
 
 import pyarrow as pa
@@ -39,6 +40,19 @@ def test_what_the_kernel_does_not_tell_is_unknown_and_not_zero(reading):
     assert threads._queue_wait(b"", b"1 2 3") == -1
 
 
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def form(request, monkeypatch):
+    if request.param == "python":
+        monkeypatch.setattr(threads, "thread_readings", None)
+        monkeypatch.setattr("recup.rows.packed_rows", None)
+    elif threads.thread_readings is None:
+        pytest.skip("recup was built without a C compiler")
+    return request.param
+
+
+in_python = pytest.mark.parametrize("form", ["python"], indirect=True)
+
+
 @pytest.fixture
 def spool(tmp_path):
     spool = Spool(tmp_path, "worker", "w")
@@ -69,6 +83,44 @@ def test_the_result_and_the_exception_of_a_task_pass_through(spool):
     with pytest.raises(ZeroDivisionError, match="by zero"):
         counted(spool, divmod, 1, 0, run_id=6).run_spec({})
     assert outcomes(spool) == [(5, "task", "returned"), (6, "task", "ZeroDivisionError")]
+
+
+def test_bytes_and_calls_of_a_task_are_those_it_made(spool, tmp_path):
+    (tmp_path / "input").write_bytes(bytes(5000))
+
+    def copy():
+        source = os.open(tmp_path / "input", os.O_RDONLY)
+        target = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
+        for _ in range(3):
+            os.write(target, os.read(source, 1000))
+        os.close(source)
+        os.close(target)
+
+    counted(spool, copy).run_spec({})
+    counted(spool, abs, -1, run_id=6).run_spec({})
+    columns = ("run_id", "read_chars_bytes", "written_chars_bytes", "read_call_count", "write_call_count")
+    assert [tuple(row[name] for name in columns) for row in rows(spool, "thread_counters")] == [
+        (5, 3000, 3000, 3, 3),
+        (6, 0, 0, 0, 0),
+    ]
+
+
+def test_times_and_switches_of_a_task_are_those_of_its_thread(spool):
+    def sleep_and_count():
+        time.sleep(0.05)
+        return sum(range(300_000))
+
+    begun, cpu_begun, wall_begun = time.time_ns(), time.thread_time_ns(), time.perf_counter_ns()
+    counted(spool, sleep_and_count).run_spec({})
+    cpu, wall = time.thread_time_ns() - cpu_begun, time.perf_counter_ns() - wall_begun
+    (row,) = rows(spool, "thread_counters")
+    assert begun <= row["time_ns"] <= begun + wall
+    assert 50_000_000 <= row["wall_ns"] <= wall
+    assert 0 < row["cpu_ns"] <= cpu
+    assert row["voluntary_switch_count"] >= 1
+    assert 0 <= row["queue_wait_ns"] <= wall - 50_000_000
+    assert row["user_ns"] + row["system_ns"] >= 0
+    assert row["thread"] == threading.get_ident()
 
 
 def test_the_node_looks_travels_and_compares_like_the_one_it_stands_for(spool):
@@ -107,7 +159,7 @@ def test_a_bug_of_the_counting_costs_the_row_and_not_the_task(spool, monkeypatch
         raise RuntimeError("bug")
 
     task = counted(spool, abs, -1)
-    monkeypatch.setitem(threads.CountedNode.__call__.__globals__, "getrusage", broken)
+    task.run_spec.counters.local.own = types.SimpleNamespace(begin=broken)
     assert task.run_spec({}) == 1
     monkeypatch.undo()
     assert outcomes(spool) == []
@@ -194,6 +246,7 @@ def lost(spool):
     return [(row["kind"], row["table"], row["row_count"], row["detail"]) for row in rows(spool, "losses")]
 
 
+@in_python
 def test_the_event_loop_drops_and_counts_the_oldest_attempts_while_the_disk_hangs(spool, monkeypatch):
     task = counted(spool, abs, -1)
     with hanging_disk(spool, monkeypatch):
@@ -206,6 +259,7 @@ def test_the_event_loop_drops_and_counts_the_oldest_attempts_while_the_disk_hang
     assert lost(spool) == [("dropped", "thread_counters", 7, "more tasks ended than could be written")]
 
 
+@in_python
 def test_an_attempt_is_written_or_counted_as_dropped_when_the_writer_and_the_event_loop_meet(spool, monkeypatch):
     task = counted(spool, abs, -1)
     counters = task.run_spec.counters
@@ -224,6 +278,7 @@ def test_an_attempt_is_written_or_counted_as_dropped_when_the_writer_and_the_eve
     assert lost(spool) == [("dropped", "thread_counters", 4, "more tasks ended than could be written")]
 
 
+@in_python
 def test_a_bug_in_making_a_row_costs_that_row_and_holds_up_no_other_table(spool, monkeypatch):
     def broken(*_):
         raise RuntimeError("bug")

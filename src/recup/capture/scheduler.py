@@ -27,6 +27,7 @@ from recup.capture.redaction import redacted_text
 from recup.capture.sampling import Sampler, process_samples, scheduler_samples
 from recup.capture.taskgraph import graph_reader
 from recup.capture.text import json_text
+from recup.capture.transitions import scheduler_hook
 from recup.schema import Client, Event, Steal, Submission, Worker
 from recup.spool import Spool, key_text
 
@@ -110,7 +111,7 @@ class RecupScheduler(SchedulerPlugin):
         def switch_off() -> None:
             self.transition = _nothing
 
-        self.transition, self._recorded_count = transition_hook(spool, scheduler, switch_off)
+        self.transition, self._recorded_count = scheduler_hook(spool, scheduler, switch_off)
         for name in ("update_graph", "add_worker", "remove_worker", "add_client", "remove_client", "log_event"):
             setattr(self, name, spool.guard(name, getattr(self, f"_{name}")))
         self.restart = spool.guard("restart", self._restart)
@@ -263,73 +264,6 @@ class RecupScheduler(SchedulerPlugin):
         scheduler_samples(put, self._scheduler)
         self._spool.counters["transitions_dask"] = self._scheduler.transition_counter - self._counted_before
         self._spool.counters["transitions_recorded"] = self._recorded_count()
-
-
-def transition_hook(
-    spool: Spool, scheduler: Any, switch_off: Callable[[], None]
-) -> tuple[Callable[..., None], Callable[[], int]]:
-    """Return the transition hook and a function that tells how often it was called.
-
-    `switch_off` is called when the hook has failed a hundred times.  The hook is a closure over local names: at six calls a task each attribute not looked up counts.
-    """
-    put, put_result = spool.extender("scheduler_transitions"), spool.extender("results")
-    put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
-    tasks, time_ns = scheduler.tasks, time.time_ns
-    count = 0
-
-    def transition(
-        key: Any,
-        start: str,
-        finish: str,
-        *_: Any,
-        stimulus_id: str | None = None,
-        worker: str | None = None,
-        startstops: Any = None,
-        nbytes: int | None = None,
-        typename: str | None = None,
-        thread: int | None = None,
-        exception_text: str | None = None,
-        traceback_text: str | None = None,
-        cause: Any = None,
-        metadata: Any = None,
-        status: Any = None,
-        type: Any = None,
-        **__: Any,
-    ) -> None:
-        nonlocal count
-        count += 1
-        try:
-            if finish == "processing":
-                task = tasks[key]
-                put((time_ns(), key, start, finish, stimulus_id, task.processing_on.address, task.run_id))
-            elif start != "processing":
-                put((time_ns(), key, start, finish, stimulus_id, None, -1))
-            else:
-                now, task = time_ns(), tasks.get(key)
-                run_id = task.run_id if task is not None else -1
-                put((now, key, start, finish, stimulus_id, worker, run_id))
-                if worker is None and startstops is None:
-                    return
-                begin = stop = None
-                for each in startstops or ():
-                    if begin is None and each["action"] == "compute":
-                        begin, stop = each["start"], each["stop"]
-                    else:
-                        put_startstop((key, run_id, each["action"], each["start"], each["stop"], each.get("source")))
-                put_result(
-                    (
-                        now, key, run_id, finish, worker, -1 if thread is None else thread,
-                        -1 if nbytes is None else nbytes, typename, begin, stop, None,
-                    )
-                )  # fmt: skip
-                if exception_text is not None:
-                    blamed = None if cause is None or cause == key else cause
-                    put_error((now, key, run_id, worker, blamed, exception_text, traceback_text))
-        except Exception as reason:  # noqa: BLE001 - the scheduler must go on
-            if spool.failed("transition", reason, "scheduler_transitions"):
-                switch_off()
-
-    return transition, lambda: count
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -34,6 +34,10 @@ from recup.schema import Thread
 from recup.spool import Spool
 
 try:
+    from recup.capture import thread_readings
+except ImportError:  # built without a C compiler
+    thread_readings = None  # type: ignore[assignment]
+try:
     from dask._task_spec import GraphNode
 except ImportError:  # pragma: no cover - older than any supported Dask
     GraphNode = None
@@ -46,24 +50,59 @@ around: list[tuple[Callable[[str, Any], None], Callable[[], None]]] = []
 """Pairs of (enter, leave) called in the task's thread around its own code, e.g. by a profiler."""
 
 
-class _OwnThread:
-    """The calling thread: its names, and open files with the kernel's counters of it.
+class OwnThread:
+    """The calling thread: its name, and open files with the kernel's counters of it.
 
     A file of /proc/thread-self tells of the thread that opened it, as long as it is open.
-    Where the kernel has none, or keeps it from us, /dev/null stands in and tells nothing.
+
+    Parameters
+    ----------
+    ident : int
+        Its threading.get_ident().
+    io, schedstat : int
+        Descriptors of these files; closed with this object.
+    leave : callable
+        Takes what was read, for the writer thread to make a row of.
     """
 
-    def __init__(self) -> None:
-        self.ident = threading.get_ident()
-        self.io = _opened("/proc/thread-self/io")
-        self.schedstat = _opened("/proc/thread-self/schedstat")
+    def __init__(self, ident: int, io: int, schedstat: int, leave: Callable[[tuple[Any, ...]], None]) -> None:
+        self.ident = ident
+        self.io = io
+        self.schedstat = schedstat
+        self._leave = leave
 
     def __del__(self) -> None:
         os.close(self.io)
         os.close(self.schedstat)
 
+    def begin(self) -> tuple[Any, ...]:
+        """Read the counters before a task."""
+        # The last reading of I/O is the one that is counted in the next, and taken off it.
+        usage = getrusage(RUSAGE_THREAD), pread(self.schedstat, 96, 0), pread(self.io, 512, 0)
+        # The clocks side by side: start and wall time are added up when I/O is joined to tasks.
+        return *usage, thread_time_ns(), time_ns(), perf_counter_ns()
+
+    def end(self, begun: tuple[Any, ...], key: Any, run_id: int, kind: str, outcome: str) -> None:
+        """Read them again after it, and leave both readings."""
+        used0, schedstat0, io0, cpu0, start_ns, start = begun
+        wall, cpu = perf_counter_ns() - start, thread_time_ns() - cpu0
+        io1, used = pread(self.io, 512, 0), getrusage(RUSAGE_THREAD)
+        # A thread that was never off its CPU has not waited for one.
+        stayed = used[14] == used0[14] and used[15] == used0[15]
+        schedstat1 = schedstat0 if stayed else pread(self.schedstat, 96, 0)
+        # By place: user, system, voluntary and involuntary switches, minor and major faults.
+        self._leave(
+            (
+                start_ns, key, run_id, kind, outcome, self.ident, wall, cpu,
+                schedstat0, schedstat1, io0, io1,
+                used[0] - used0[0], used[1] - used0[1], used[14] - used0[14], used[15] - used0[15],
+                used[6] - used0[6], used[7] - used0[7],
+            )
+        )  # fmt: skip
+
 
 def _opened(path: str) -> int:
+    """Open a file of the kernel; where it has none, or keeps it from us, /dev/null stands in and tells nothing."""
     try:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.pread(number, 1, 0)
@@ -75,9 +114,10 @@ def _opened(path: str) -> int:
 class ThreadCounters:
     """The counters of one worker's tasks, on their way to its spool.
 
-    Task threads leave what they read of /proc as it is, a tuple per attempt given to
-    `leave`; the writer thread makes rows of it.  It and the event loop, which drops the
-    oldest when the writer thread is stuck, take one at a time: `popleft` is atomic.
+    Where readings are compiled, task threads make the rows.  Else they leave what they read
+    of /proc as it is, a tuple per attempt given to `leave`, and the writer thread makes rows
+    of it.  It and the event loop, which drops the oldest when the writer thread is stuck,
+    take one at a time: `popleft` is atomic.
     """
 
     def __init__(self, spool: Spool):
@@ -94,11 +134,16 @@ class ThreadCounters:
         forget = weakref.WeakMethod(self._forget_parent)
         os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
-    def meet_thread(self) -> _OwnThread:
+    def meet_thread(self) -> Any:
         """Return what is known of the calling thread, met for the first time, and record its names."""
-        own = self.local.own = _OwnThread()
-        name = threading.current_thread().name
-        self._spool.put(Thread(time.time_ns(), own.ident, threading.get_native_id(), name))
+        ident, name = threading.get_ident(), threading.current_thread().name
+        files = _opened("/proc/thread-self/io"), _opened("/proc/thread-self/schedstat")
+        if thread_readings is None:
+            own: Any = OwnThread(ident, *files, self.leave)
+        else:
+            own = thread_readings.OwnThread(ident, *files, self.put)
+        self.local.own = own
+        self._spool.put(Thread(time.time_ns(), ident, threading.get_native_id(), name))
         return own
 
     def _forget_parent(self) -> None:
@@ -267,11 +312,7 @@ def _call(node: Any, values: Any) -> Any:
             own = counters.local.own
         except AttributeError:
             own = counters.meet_thread()
-        io, schedstat = own.io, own.schedstat
-        # The last reading of I/O is the one that is counted in the next, and taken off it.
-        usage = getrusage(RUSAGE_THREAD), pread(schedstat, 96, 0), pread(io, 512, 0)
-        # The clocks side by side: start and wall time are added up when I/O is joined to tasks.
-        begun = *usage, thread_time_ns(), time_ns(), perf_counter_ns()
+        begun = own.begin()
     except Exception as reason:  # noqa: BLE001 - the task must run
         counters.failed(reason)
     outcome = "returned"
@@ -283,21 +324,7 @@ def _call(node: Any, values: Any) -> Any:
     finally:
         try:
             if begun is not None:
-                used0, schedstat0, io0, cpu0, start_ns, start = begun
-                wall, cpu = perf_counter_ns() - start, thread_time_ns() - cpu0
-                io1, used = pread(io, 512, 0), getrusage(RUSAGE_THREAD)
-                # A thread that was never off its CPU has not waited for one.
-                stayed = used[14] == used0[14] and used[15] == used0[15]
-                schedstat1 = schedstat0 if stayed else pread(schedstat, 96, 0)
-                # By place: user, system, voluntary and involuntary switches, minor and major faults.
-                counters.leave(
-                    (
-                        start_ns, node.key, node.run_id, node.kind, outcome, own.ident, wall, cpu,
-                        schedstat0, schedstat1, io0, io1,
-                        used[0] - used0[0], used[1] - used0[1], used[14] - used0[14], used[15] - used0[15],
-                        used[6] - used0[6], used[7] - used0[7],
-                    )
-                )  # fmt: skip
+                own.end(begun, node.key, node.run_id, node.kind, outcome)
             if entered:
                 for _, leave in around[:entered]:
                     leave()

@@ -23,12 +23,11 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from recup.capture import darshan, function_profile, host, logs, session
 from recup.capture.sampling import Sampler, process_samples, worker_samples
 from recup.capture.threads import count_actor_methods, counting
+from recup.capture.transitions import worker_hook
 from recup.schema import FineMetric, ProcessEnd, Transfer, TransferKey
 from recup.spool import Spool
 
 logger = logging.getLogger("recup")
-
-_ENDS = {"ExecuteSuccessEvent", "ExecuteFailureEvent", "RescheduleEvent"}
 
 
 class RecupWorker(WorkerPlugin):
@@ -67,7 +66,7 @@ class RecupWorker(WorkerPlugin):
             self.transition = _nothing
 
         counters, count = counting(spool)
-        self.transition, self._counts = transition_hook(spool, worker, switch_off, count)
+        self.transition, self._counts = worker_hook(spool, worker, switch_off, count)
         undo = (
             _tap_transfers(spool, worker),
             _tap_spills(spool, worker),
@@ -136,91 +135,6 @@ class RecupWorker(WorkerPlugin):
                     self._spool.put(
                         FineMetric(now, str(name[0]), _text(span_id), _text(prefix), activity, unit, growth)
                     )
-
-
-def transition_hook(
-    spool: Spool, worker: Any, switch_off: Callable[[], None], executes: Callable[[Any], None]
-) -> tuple[Callable[..., None], Callable[[], tuple[int, int]]]:
-    """Return the transition hook and a function telling (calls, compound transitions).
-
-    Dask calls the hook without a cause; the cause is the newest entry of its stimulus log,
-    which it appends before handling.  Its transition counter counts a transition that goes
-    through ``released`` once more than it calls the hook: those are counted here from the
-    jumps, so that recorded + compound must equal Dask's own count.
-
-    `executes` is given the task when the worker is about to run it.
-    """
-    put, put_result = spool.extender("worker_transitions"), spool.extender("results")
-    put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
-    put_reception = spool.extender("receptions")
-    state, time_ns = worker.state, time.time_ns
-    tasks, stimulus_log = state.tasks, state.stimulus_log
-    address = worker.address
-    count = compound = 0
-    counter = state.transition_counter
-    delays: dict[Any, float] = {}
-    written_end: Any = None
-
-    def transition(key: Any, start: str, finish: str, **_: Any) -> None:
-        nonlocal count, compound, counter, written_end
-        count += 1
-        try:
-            compound += state.transition_counter - counter - 1
-            counter = state.transition_counter
-            stimulus = stimulus_log[-1] if stimulus_log else None
-            cause = None if stimulus is None else stimulus.stimulus_id
-            task = tasks.get(key)
-            if task is None:
-                put((time_ns(), key, -1, start, finish, None, cause))
-                run_id = -1
-            else:
-                reached, run_id = task.state, task.run_id
-                put((time_ns(), key, run_id, start, finish, None if reached == finish else reached, cause))
-            if finish == "executing":
-                delays[key] = worker.scheduler_delay
-                if task is not None:
-                    executes(task)
-            elif stimulus is None:
-                return
-            elif finish == "waiting":
-                who_has = getattr(stimulus, "who_has", None)
-                if who_has is not None and stimulus.key == key and type(stimulus).__name__ == "ComputeTaskEvent":
-                    remote = sum(address not in holders for holders in who_has.values())
-                    size = sum(stimulus.nbytes.values())
-                    put_reception((time_ns(), key, stimulus.run_id, len(who_has), size, remote))
-            elif stimulus is not written_end and type(stimulus).__name__ in _ENDS and stimulus.key == key:
-                written_end = stimulus
-                put_end(stimulus, key, task, run_id)
-        except Exception as reason:  # noqa: BLE001 - the worker must go on
-            if spool.failed("transition", reason, "worker_transitions"):
-                switch_off()
-
-    def put_end(stimulus: Any, key: Any, task: Any, run_id: int) -> None:
-        """Record the end of the attempt that this event of the state machine reports."""
-        now = time_ns()
-        run_id = getattr(stimulus, "run_id", run_id)
-        thread = state.threads.get(key, -1)
-        failure = getattr(stimulus, "exception_text", None)
-        size, kind = getattr(stimulus, "nbytes", None), getattr(stimulus, "type", None)
-        outcome = "gone" if task is None else task.state
-        put_result(
-            (
-                now, key, run_id, outcome, address, thread,
-                -1 if size is None else size, None if kind is None else _type_name(kind),
-                getattr(stimulus, "start", None), getattr(stimulus, "stop", None), delays.pop(key, None),
-            )
-        )  # fmt: skip
-        if task is not None:
-            computed = False
-            for each in task.startstops:
-                if each["action"] == "compute" and not computed and each["start"] == getattr(stimulus, "start", None):
-                    computed = True
-                else:
-                    put_startstop((key, run_id, each["action"], each["start"], each["stop"], each.get("source")))
-        if failure is not None:
-            put_error((now, key, run_id, address, None, failure, getattr(stimulus, "traceback_text", None)))
-
-    return transition, lambda: (count, compound)
 
 
 class _TappedLog(deque[dict[str, Any]]):
@@ -351,13 +265,6 @@ def _worker_details(worker: Any) -> dict[str, Any]:
         "data": type(worker.data).__name__,
         "heartbeat_s": getattr(worker, "heartbeat_interval", None),
     }
-
-
-def _type_name(kind: Any) -> str:
-    try:
-        return f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__qualname__
-    except Exception:  # noqa: BLE001 - a metaclass may raise from any attribute
-        return "<unknown>"
 
 
 def _text(value: Any) -> str | None:

@@ -1,0 +1,182 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The kernel's counters of a thread, read and subtracted without Python between: compiled half of `threads`.
+
+Covers `OwnThread`, which does what `recup.capture.threads.OwnThread` does in Python where
+this could not be built.  What is read, and why in this order, is told there.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+cdef extern from "time.h" nogil:
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+    const int CLOCK_REALTIME
+    const int CLOCK_MONOTONIC
+    const int CLOCK_THREAD_CPUTIME_ID
+
+cdef extern from "sys/resource.h" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+    struct rusage:
+        timeval ru_utime
+        timeval ru_stime
+        long ru_minflt
+        long ru_majflt
+        long ru_nvcsw
+        long ru_nivcsw
+    int getrusage(int, rusage*)
+
+cdef extern from *:
+    """
+    #ifndef RUSAGE_THREAD
+    #define RUSAGE_THREAD 1
+    #endif
+    """
+    const int RUSAGE_THREAD
+
+cdef extern from "unistd.h" nogil:
+    Py_ssize_t pread(int, void*, size_t, long)
+    int close(int)
+
+DEF IO_COUNTERS = 6     # rchar, wchar, syscr, syscw, read_bytes, write_bytes
+
+
+cdef inline int64_t now(int clock) noexcept nogil:
+    cdef timespec time
+    clock_gettime(clock, &time)
+    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
+
+
+cdef inline int64_t microseconds(timeval time) noexcept nogil:
+    return <int64_t>time.tv_sec * 1000000 + time.tv_usec
+
+
+cdef int numbers(const char* text, Py_ssize_t size, int64_t* found, int wanted) noexcept nogil:
+    """Read the numbers that stand alone in the text; returns how many there are, at most those wanted."""
+    cdef int count = 0
+    cdef Py_ssize_t place = 0
+    cdef int64_t number
+    while place < size and count < wanted:
+        while place < size and text[place] != c" " and text[place] != c"\n" and not c"0" <= text[place] <= c"9":
+            place += 1
+        if place < size and c"0" <= text[place] <= c"9":
+            number = 0
+            while place < size and c"0" <= text[place] <= c"9":
+                number = number * 10 + (text[place] - c"0")
+                place += 1
+            found[count] = number
+            count += 1
+        else:
+            place += 1
+    return count
+
+
+cdef struct Counters:
+    rusage used
+    int io_count        # numbers that could be read
+    Py_ssize_t io_size
+    int64_t io[IO_COUNTERS]
+    int waits_count
+    int64_t waits[2]    # of schedstat: time on a CPU, time ready without one
+
+
+cdef void read_io(Counters* counters, int descriptor) noexcept nogil:
+    cdef char text[512]
+    counters.io_size = pread(descriptor, text, 512, 0)
+    counters.io_count = numbers(text, counters.io_size, counters.io, IO_COUNTERS)
+
+
+cdef void read_waits(Counters* counters, int descriptor) noexcept nogil:
+    cdef char text[96]
+    counters.waits_count = numbers(text, pread(descriptor, text, 96, 0), counters.waits, 2)
+
+
+@cython.freelist(16)
+@cython.no_gc
+@cython.final
+cdef class Reading:
+    """What a thread had used when a task began."""
+
+    cdef Counters counters
+    cdef int64_t cpu_ns, start_ns, monotonic_ns
+
+
+@cython.final
+cdef class OwnThread:
+    """The calling thread: open files with the kernel's counters of it.
+
+    Parameters
+    ----------
+    ident : int
+        Its threading.get_ident().
+    io, schedstat : int
+        Descriptors of the thread's own files of /proc; closed with this object.
+    put : callable
+        Takes a row of `thread_counters`.
+    """
+
+    cdef readonly object ident
+    cdef readonly int io, schedstat
+    cdef object put
+
+    def __cinit__(self, ident, int io, int schedstat, put):
+        self.ident = ident
+        self.io = io
+        self.schedstat = schedstat
+        self.put = put
+
+    def __dealloc__(self):
+        close(self.io)
+        close(self.schedstat)
+
+    def begin(self):
+        """Read the counters before a task."""
+        cdef Reading reading = Reading.__new__(Reading)
+        getrusage(RUSAGE_THREAD, &reading.counters.used)
+        read_waits(&reading.counters, self.schedstat)
+        read_io(&reading.counters, self.io)
+        reading.cpu_ns = now(CLOCK_THREAD_CPUTIME_ID)
+        reading.start_ns = now(CLOCK_REALTIME)
+        reading.monotonic_ns = now(CLOCK_MONOTONIC)
+        return reading
+
+    def end(self, Reading begun not None, key, run_id, kind, outcome):
+        """Read them again after it, and put a row of what the task used."""
+        cdef Counters after
+        cdef Counters* before = &begun.counters
+        cdef int64_t wall = now(CLOCK_MONOTONIC) - begun.monotonic_ns
+        cdef int64_t cpu = now(CLOCK_THREAD_CPUTIME_ID) - begun.cpu_ns
+        cdef int64_t moved[IO_COUNTERS]
+        cdef int64_t queue_wait = -1
+        cdef int number
+        read_io(&after, self.io)
+        getrusage(RUSAGE_THREAD, &after.used)
+        if after.used.ru_nvcsw == before.used.ru_nvcsw and after.used.ru_nivcsw == before.used.ru_nivcsw:
+            if before.waits_count == 2:
+                queue_wait = 0
+        else:
+            read_waits(&after, self.schedstat)
+            if before.waits_count == after.waits_count == 2:
+                queue_wait = after.waits[1] - before.waits[1]
+        for number in range(IO_COUNTERS):
+            moved[number] = -1
+            if before.io_count == after.io_count == IO_COUNTERS:
+                moved[number] = after.io[number] - before.io[number]
+        if moved[0] >= 0:
+            # The reading before the task is counted in the one after it.
+            moved[0] -= before.io_size
+            moved[2] -= 1
+        self.put((
+            begun.start_ns, key, run_id, kind, outcome, self.ident, wall, cpu,
+            1000 * (microseconds(after.used.ru_utime) - microseconds(before.used.ru_utime)),
+            1000 * (microseconds(after.used.ru_stime) - microseconds(before.used.ru_stime)),
+            queue_wait,
+            after.used.ru_nvcsw - before.used.ru_nvcsw, after.used.ru_nivcsw - before.used.ru_nivcsw,
+            after.used.ru_minflt - before.used.ru_minflt, after.used.ru_majflt - before.used.ru_majflt,
+            moved[0], moved[1], moved[2], moved[3], moved[4], moved[5],
+        ))
