@@ -172,13 +172,14 @@ def test_a_run_held_against_itself_has_nothing_that_differs(tmp_path):
 def test_empty_runs_are_compared_as_nothing(tmp_path):
     empty = create_run(tmp_path, way="run", command=["python", "job.py"], run_id="20231114T221320Z-0000")
     full = write_run(tmp_path)
-    for a, b in ((empty, empty), (empty, full), (full, empty)):
-        found = compared(a, b)
-        assert found.conclusions == ()
-        assert found.differences == ()
-        assert "nothing to compare" in found.headline
-        assert any("holds no time" in each for each in found.completeness)
-        assert found.slowdown_over(0) is None
+    with open_run(empty) as nothing, open_run(full) as something:
+        for a, b in ((nothing, nothing), (nothing, something), (something, nothing)):
+            found = comparison([a], [b])
+            assert found.conclusions == ()
+            assert found.differences == ()
+            assert "nothing to compare" in found.headline
+            assert any("holds no time" in each for each in found.completeness)
+            assert found.slowdown_over(0) is None
     assert CliRunner().invoke(main, ["compare", str(empty), str(full)]).exit_code == 0
 
 

@@ -16,13 +16,18 @@ def findings_of(path):
 
 
 def told(path, level):
-    return [(finding.subject, finding.statement) for finding in findings_of(path) if finding.level == level]
+    return told_by(findings_of(path), level)
+
+
+def told_by(findings, level):
+    return [(finding.subject, finding.statement) for finding in findings if finding.level == level]
 
 
 def test_a_run_that_lost_nothing_is_complete(tmp_path):
     path = write_run(tmp_path)
-    assert {finding.level for finding in findings_of(path)} == {"ok"}
-    assert verdict(findings_of(path)) == "complete"
+    findings = findings_of(path)
+    assert {finding.level for finding in findings} == {"ok"}
+    assert verdict(findings) == "complete"
 
 
 def test_the_statement_is_the_same_after_sealing(tmp_path):
@@ -59,16 +64,18 @@ def test_a_living_server_is_no_loss(tmp_path):
     spool = Spool(tmp_path, "scheduler", "s")
     spool.put(row(schema.Worker, time_ns=at(0), action="add", address=A))
     assert spool.flush()
-    assert ("s", "It is still recording.") in told(tmp_path, "info")
-    assert not any(subject == "s" for subject, _ in told(tmp_path, "loss"))
+    findings = findings_of(tmp_path)
+    assert ("s", "It is still recording.") in told_by(findings, "info")
+    assert not any(subject == "s" for subject, _ in told_by(findings, "loss"))
     spool.close()
 
 
 def test_a_missing_status_is_a_doubt(tmp_path):
     path = write_run(tmp_path)
     (path / "spool" / "worker-Worker-a" / "status.json").unlink()
-    assert [subject for subject, _ in told(path, "warning")] == ["Worker-a"]
-    assert verdict(findings_of(path)).startswith("complete but for Worker-a")
+    findings = findings_of(path)
+    assert [subject for subject, _ in told_by(findings, "warning")] == ["Worker-a"]
+    assert verdict(findings).startswith("complete but for Worker-a")
 
 
 def test_rows_said_to_be_written_and_not_there_are_counted(tmp_path):
@@ -85,8 +92,9 @@ def test_counts_that_differ_from_dask_s_are_told(tmp_path):
             "transitions_dask": 12, "transitions_recorded": 9, "transitions_compound": 3, "transfers_incoming_dask": 2,
         },
     )  # fmt: skip
-    assert told(path, "loss") == [("Worker-a", "Dask counted 2 transfers incoming and recup 0.")]
-    assert ("counters", "recup counted what Dask counted, in 1 counts.") in told(path, "ok")
+    findings = findings_of(path)
+    assert told_by(findings, "loss") == [("Worker-a", "Dask counted 2 transfers incoming and recup 0.")]
+    assert ("counters", "recup counted what Dask counted, in 1 counts.") in told_by(findings, "ok")
 
 
 def test_counts_of_a_killed_server_are_a_fact_not_a_loss(tmp_path):
@@ -103,8 +111,9 @@ def test_servers_seen_but_not_captured_are_named(tmp_path):
 
 def test_a_run_without_a_scheduler_says_so(tmp_path):
     path = write_run(tmp_path, skip=["Scheduler-1"])
-    assert ("scheduler", "No scheduler recorded into this run.") in told(path, "loss")
-    assert any("the scheduler does not" in statement for _, statement in told(path, "warning"))
+    findings = findings_of(path)
+    assert ("scheduler", "No scheduler recorded into this run.") in told_by(findings, "loss")
+    assert any("the scheduler does not" in statement for _, statement in told_by(findings, "warning"))
 
 
 def test_reported_losses_are_summed_by_server_kind_and_table(tmp_path):
@@ -115,11 +124,12 @@ def test_reported_losses_are_summed_by_server_kind_and_table(tmp_path):
         schema.Loss(at(9), "degraded", "logs", 2, "odd"),
     ]
     write(path, "nanny", "Nanny-1", lost)
-    assert told(path, "loss") == [
+    findings = findings_of(path)
+    assert told_by(findings, "loss") == [
         ("Nanny-1", "30 rows of samples were dropped: the disk was slow"),
         ("Nanny-1", "Rows were not captured: no such hook"),
     ]
-    assert told(path, "warning") == [("Nanny-1", "2 rows of logs were kept in part: odd")]
+    assert told_by(findings, "warning") == [("Nanny-1", "2 rows of logs were kept in part: odd")]
 
 
 def test_losses_only_noted_in_the_status_count(tmp_path):

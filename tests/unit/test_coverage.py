@@ -12,8 +12,8 @@ def lines_of(path):
         return {(line["step"], line["metadata"]): line for line in coverage(run).to_pylist()}
 
 
-def judged(path, step, metadata):
-    line = lines_of(path)[step, metadata]
+def judged(lines, step, metadata):
+    line = lines[step, metadata]
     return line["state"], line["statement"]
 
 
@@ -32,26 +32,28 @@ def test_what_was_written_is_collected_with_its_rows(tmp_path):
 
 def test_what_did_not_happen_is_not_called_missing(tmp_path):
     path = write_run(tmp_path)
-    assert judged(path, 3, "stealing") == ("nothing", "no task was stolen")
-    assert judged(path, 4, "spill to disk") == ("nothing", "no result went to disk")
+    lines = lines_of(path)
+    assert judged(lines, 3, "stealing") == ("nothing", "no task was stolen")
+    assert judged(lines, 4, "spill to disk") == ("nothing", "no result went to disk")
 
 
 def test_a_witness_tells_what_is_missing_from_what_did_not_happen(tmp_path):
     path = write_run(tmp_path)
     sample = row(schema.Sample, time_ns=at(2), metric="spilled_disk_bytes", value=4096.0)
     write(path, "worker", "Worker-c", [sample])
-    assert judged(path, 4, "spill to disk") == ("missing", "Dask counted 4096, no row is there")
+    assert judged(lines_of(path), 4, "spill to disk") == ("missing", "Dask counted 4096, no row is there")
 
 
 def test_a_layer_without_its_observer_is_missing(tmp_path):
     path = write_run(tmp_path, skip=("Client-1",))
-    assert judged(path, 2, "submissions") == ("missing", "no client was recorded")
+    assert judged(lines_of(path), 2, "submissions") == ("missing", "no client was recorded")
 
 
 def test_a_worker_that_left_no_rows_makes_its_lines_partly_known(tmp_path):
     path = write_run(tmp_path, skip=("Worker-b",))
-    assert judged(path, 4, "reception of tasks") == ("partly", "recorded by 1 of 2 workers")
-    assert judged(path, 4, "spill to disk") == (
+    lines = lines_of(path)
+    assert judged(lines, 4, "reception of tasks") == ("partly", "recorded by 1 of 2 workers")
+    assert judged(lines, 4, "spill to disk") == (
         "partly",
         "no result went to disk, as far as recorded by 1 of 2 workers",
     )
@@ -62,18 +64,20 @@ def test_a_loss_makes_the_lines_of_its_table_partly_known(tmp_path):
     spool = Spool(path, "worker", "Worker-c")
     spool.lose("dropped", "receptions", "the disk did not take rows fast enough", 7)
     spool.close()
-    assert judged(path, 4, "reception of tasks") == (
+    lines = lines_of(path)
+    assert judged(lines, 4, "reception of tasks") == (
         "partly",
         "dropped, 7 rows: the disk did not take rows fast enough",
     )
-    assert judged(path, 4, "transitions")[0] == "collected"
+    assert judged(lines, 4, "transitions")[0] == "collected"
 
 
 def test_what_was_not_asked_for_says_how_to_ask(tmp_path):
+    lines = lines_of(write_run(tmp_path))
     said = ("not asked", "not asked for: `recup run --darshan`")
-    assert judged(write_run(tmp_path), 5, "operations on files") == said
+    assert judged(lines, 5, "operations on files") == said
     said = ("not asked", "not asked for: `recup run --yappi cpu`, or `wall`")
-    assert judged(write_run(tmp_path / "other"), 5, "functions of tasks, wall or CPU") == said
+    assert judged(lines, 5, "functions of tasks, wall or CPU") == said
 
 
 def test_functions_that_were_asked_for_are_collected_or_did_not_run(tmp_path):
@@ -82,8 +86,9 @@ def test_functions_that_were_asked_for_are_collected_or_did_not_run(tmp_path):
     (path / "foreign" / "yappi" / "request.json").write_text("{}")
     call = row(schema.FunctionCall, time_ns=at(1), clock="cpu", prefix="inc", kind="task", function="f", call_count=1)
     write(path, "worker", "Worker-c", [call])
-    assert judged(path, 5, "functions of tasks, wall or CPU") == ("collected", "")
-    assert judged(path, 5, "coroutines, wall or CPU") == ("nothing", "only tasks were profiled")
+    lines = lines_of(path)
+    assert judged(lines, 5, "functions of tasks, wall or CPU") == ("collected", "")
+    assert judged(lines, 5, "coroutines, wall or CPU") == ("nothing", "only tasks were profiled")
 
 
 def asked_for_darshan(path):
@@ -95,7 +100,7 @@ def asked_for_darshan(path):
 
 def test_darshan_that_was_asked_for_and_saw_no_worker_is_not_called_missing(tmp_path):
     path = asked_for_darshan(write_run(tmp_path))
-    assert judged(path, 5, "Darshan logs") == ("nothing", "no worker left a log")
+    assert judged(lines_of(path), 5, "Darshan logs") == ("nothing", "no worker left a log")
 
 
 def test_darshan_that_was_not_found_says_so(tmp_path):
@@ -103,8 +108,9 @@ def test_darshan_that_was_not_found_says_so(tmp_path):
     spool = Spool(path, "launcher", "Launcher-1")
     spool.lose("not_captured", "io_logs", "libdarshan was not found")
     spool.close()
+    lines = lines_of(path)
     for metadata in ("Darshan logs", "files", "operations on files"):
-        assert judged(path, 5, metadata) == ("missing", "not_captured: libdarshan was not found")
+        assert judged(lines, 5, metadata) == ("missing", "not_captured: libdarshan was not found")
 
 
 def test_a_log_that_is_cut_short_makes_its_lines_partly_known(tmp_path):
@@ -120,8 +126,9 @@ def test_a_log_that_is_cut_short_makes_its_lines_partly_known(tmp_path):
             row(schema.IoSegment, log="x.darshan", module="POSIX"),
         ],
     )
-    assert judged(path, 5, "files")[0] == "collected"
-    assert judged(path, 5, "operations on files") == ("partly", "DXT_POSIX: 3 of 4 operations (75.0%) were traced")
+    lines = lines_of(path)
+    assert judged(lines, 5, "files")[0] == "collected"
+    assert judged(lines, 5, "operations on files") == ("partly", "DXT_POSIX: 3 of 4 operations (75.0%) were traced")
 
 
 @pytest.mark.parametrize("force", [False, True])
