@@ -15,13 +15,14 @@ from recup.compare.changes import changes
 from recup.compare.comparison import comparison
 from recup.compare.differences import middle_runs, waterfall
 from recup.compare.graph_match import Group, matched_groups, numbered
-from recup.compare.measures import Measures, worker_names
+from recup.compare.measures import Measures, measure, worker_names
 from recup.compare.records import Records
 from recup.compare.spread import interval, stands_out, wall_statement
 from recup.errors import BadQuery
 from recup.rundir import create_run
 from recup.store import open_run
-from tests.unit.written_runs import at, row, write, write_run
+from tests.unit.flow_runs import T, flow_run
+from tests.unit.written_runs import A, at, row, write, write_run
 
 ALIKE = Records((), True, True, True, True, False)
 
@@ -181,6 +182,17 @@ def test_empty_runs_are_compared_as_nothing(tmp_path):
             assert any("holds no time" in each for each in found.completeness)
             assert found.slowdown_over(0) is None
     assert CliRunner().invoke(main, ["compare", str(empty), str(full)]).exit_code == 0
+
+
+def test_an_attempt_without_a_result_is_not_a_task_that_took_no_time(tmp_path):
+    tasks = [T("x-1", A, 1, 2), T("x-2", A, 2, 3)]
+    unfinished = [
+        row(schema.Task, submission=0, key="x-3", prefix="x", group="x"),
+        schema.SchedulerTransition(at(4), "x-3", "waiting", "processing", "s", A, 9),
+    ]
+    with open_run(flow_run(tmp_path, tasks, scheduler=unfinished)) as run:
+        found = measure(run).prefixes["x"]
+    assert (found["task_count"], found["told_count"], found["median_s"]) == (3, 2, 1.0)
 
 
 def test_a_killed_scheduler_and_workers_without_a_record_are_said_first(tmp_path):

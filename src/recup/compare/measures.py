@@ -39,7 +39,8 @@ with used as (
 ), told as (
     select r.scheduler_id, r.key_id, r.prefix, r.worker_id, r.outcome, r.compute_s, r.attempt_number, r.is_from_steal,
         u.cpu_s, u.written_bytes, u.read_bytes,
-        greatest(r.compute_s - coalesce(u.queue_wait_s, 0.0), 0.0) as own_s
+        -- greatest() passes over nulls: an attempt that was stolen or lost took no time that is told.
+        case when r.compute_s is not null then greatest(r.compute_s - coalesce(u.queue_wait_s, 0.0), 0.0) end as own_s
     from task_runs r
     left join used u using (scheduler_id, key_id, run_id)
 )
