@@ -170,7 +170,12 @@ def fresh_interpreter() -> list[Check]:
     return [_ok("recup in workers", f"{version} from {Path(file).parent}, wherever this Python is started")]
 
 
-COMPILED = ("recup.packed_rows", "recup.capture.transitions", "recup.capture.thread_readings")
+COMPILED = (
+    "recup.packed_rows",
+    "recup.capture.taskgraph",
+    "recup.capture.thread_readings",
+    "recup.capture.transitions",
+)
 """What runs for every task; each has a form in Python that takes its place."""
 
 

@@ -80,8 +80,9 @@ select
     c.user_ns / 1e9 as user_s,
     c.system_ns / 1e9 as system_s,
     c.queue_wait_ns / 1e9 as queue_wait_s,
-    -- The three come from clocks of different resolution.
-    greatest(c.wall_ns - c.cpu_ns - coalesce(c.queue_wait_ns, 0), 0) / 1e9 as blocked_s,
+    -- The three come from clocks of different resolution; greatest() would make 0 of what is not known.
+    case when c.cpu_ns is not null then greatest(c.wall_ns - c.cpu_ns - coalesce(c.queue_wait_ns, 0), 0) / 1e9 end
+        as blocked_s,
     c.voluntary_switch_count,
     c.involuntary_switch_count,
     c.minor_fault_count,

@@ -103,3 +103,13 @@ def test_every_public_name_can_be_reached():
 
 def test_no_room_has_a_name_that_says_nothing():
     assert not {path.stem for path in FILES} & {"utils", "common", "helpers", "manager", "base", "core"}
+
+
+def test_compiled_modules_were_built_from_the_sources_beside_them():
+    """Python would run the old one without a word; `make setup` builds it anew."""
+    older = []
+    for built in SOURCE.rglob("*.so"):
+        name = built.name.partition(".")[0]
+        sources = [built.with_name(f"{name}{end}") for end in (".pyx", ".py") if built.with_name(f"{name}{end}").exists()]
+        older += [built.name for source in sources if source.stat().st_mtime > built.stat().st_mtime]
+    assert older == []

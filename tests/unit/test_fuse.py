@@ -419,3 +419,16 @@ def test_rows_multiply_nowhere(tmp_path):
         assert run.sql("select count(*) from task_runs").fetchall() == [(1,)]
         assert run.sql("select count(*) from servers").fetchall() == [(2,)]
         assert run.sql("select count(*) from clocks").fetchall() == [(2,)]
+
+
+def test_what_was_not_counted_of_a_coroutine_is_unknown_and_no_time_of_none(tmp_path):
+    def counted(seconds, run_id, kind, **values):
+        return row(
+            schema.ThreadCounter, time_ns=at(seconds), key="x", run_id=run_id, kind=kind, outcome="returned", thread=1,
+            wall_ns=1_000_000_000, **values,
+        )  # fmt: skip
+
+    query = "select kind, wall_s, cpu_s, blocked_s from task_counters order by run_id"
+    coroutine = counted(1, 0, "coroutine", cpu_ns=-1, queue_wait_ns=-1)
+    task = counted(2, 1, "task", cpu_ns=200_000_000, queue_wait_ns=100_000_000)
+    assert asked(tmp_path, query, a=[coroutine, task]) == [("coroutine", 1.0, None, None), ("task", 1.0, 0.2, 0.7)]

@@ -136,9 +136,8 @@ with counted as (
 ), rest as (
     select
         s.address as worker,
-        greatest(sum(value) filter (metric = 'process_read_bytes') - any_value(t.read_bytes), 0)::bigint as read_bytes,
-        greatest(sum(value) filter (metric = 'process_written_bytes') - any_value(t.written_bytes), 0)::bigint
-            as written_bytes
+        sum(value) filter (metric = 'process_read_bytes') - any_value(t.read_bytes) as read_bytes,
+        sum(value) filter (metric = 'process_written_bytes') - any_value(t.written_bytes) as written_bytes
     from totals
     join servers s on s.server_id = totals.server_id
     left join (
@@ -152,7 +151,11 @@ with counted as (
         written_chars_bytes as put_bytes, read_call_count as got_count, write_call_count as put_count
     from counted
     union all by name
-    select worker, ? as owner, read_bytes as got_bytes, written_bytes as put_bytes from rest
+    -- greatest() alone would make 0 of what is not known.
+    select worker, ? as owner,
+        case when read_bytes is not null then greatest(read_bytes, 0)::bigint end as got_bytes,
+        case when written_bytes is not null then greatest(written_bytes, 0)::bigint end as put_bytes
+    from rest
 )
 """
 

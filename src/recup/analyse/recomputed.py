@@ -59,7 +59,7 @@ with run_start as (
     select
         scheduler_id, key_id, run_id, prefix, worker, attempt_number, ended_s,
         outcome::varchar as kind,
-        coalesce(compute_s, case when executing_s is not null then greatest(ended_s - executing_s, 0) end) as wasted_s,
+        coalesce(compute_s, case when ended_s - executing_s is not null then greatest(ended_s - executing_s, 0) end) as wasted_s,
         case outcome
             when 'lost' then end_cause
             when 'error' then regexp_extract(exception_text, '^([A-Za-z_][A-Za-z_0-9.]*)', 1)

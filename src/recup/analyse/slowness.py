@@ -71,7 +71,8 @@ select
     r.nbytes,
     u.cpu_ns / 1e9 as cpu_s,
     u.queue_wait_ns / 1e9 as queue_wait_s,
-    greatest(u.wall_ns - u.cpu_ns - coalesce(u.queue_wait_ns, 0), 0) / 1e9 as blocked_s,
+    case when u.cpu_ns is not null then greatest(u.wall_ns - u.cpu_ns - coalesce(u.queue_wait_ns, 0), 0) / 1e9 end
+        as blocked_s,
     u.major_fault_count::double as major_fault_count
 from task_runs r
 left join used u using (scheduler_id, worker_id, key_id, run_id)

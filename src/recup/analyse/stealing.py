@@ -112,7 +112,7 @@ STEALS_SQL = f"""
         count(*) as steal_count,
         count(distinct (s.scheduler_id, s.key_id)) as stolen_task_count,
         sum(s.compute_s) as compute_s,
-        sum(greatest(w.ready_s - s.received_s, 0.0)) as wait_s
+        sum(greatest(w.ready_s - s.received_s, 0.0)) filter (w.ready_s - s.received_s is not null) as wait_s
     from stolen s
     left join prefixes p using (scheduler_id, key_id)
     left join waited w using (scheduler_id, key_id, run_id)

@@ -1,8 +1,11 @@
+# cython: annotation_typing=False
 """The graph as the scheduler runs it: tasks, edges, and what was fused into what.
 
 Covers reading the scheduler's task states right after a graph arrived.  Everything that
 stands on unstable ground of Dask (run_spec, fused subgraphs, spans) is behind a guard
 here, and what is missing is null.  It does not cover the graph before optimization.
+
+Where there is a C compiler this module is compiled as it stands, as `transitions` is.
 """
 
 from __future__ import annotations
