@@ -110,6 +110,8 @@ def test_compiled_modules_were_built_from_the_sources_beside_them():
     older = []
     for built in SOURCE.rglob("*.so"):
         name = built.name.partition(".")[0]
-        sources = [built.with_name(f"{name}{end}") for end in (".pyx", ".py") if built.with_name(f"{name}{end}").exists()]
+        sources = [
+            built.with_name(f"{name}{end}") for end in (".pyx", ".py") if built.with_name(f"{name}{end}").exists()
+        ]
         older += [built.name for source in sources if source.stat().st_mtime > built.stat().st_mtime]
     assert older == []
