@@ -272,10 +272,10 @@ def read_record(run: Run) -> Found:
         fetch_stop="f.stop_s" if has_unreceived else "null::double",
     )
     query += (_IO_JOIN if has_io else "") + (_CLOSED_JOIN if has_open else "") + (_FETCH_JOIN if has_unreceived else "")
-    attempts = run.sql(query).to_arrow_table()
+    attempts = _in_order(run.sql(query).to_arrow_table())
     activities = run.sql(ACTIVITIES_SQL).to_arrow_table()
     places = _Places(lives)
-    names: list[str | None] = [None, *pc.unique(attempts["prefix"]).drop_null().to_pylist()]
+    names: list[str | None] = [None, *sorted(pc.unique(attempts["prefix"]).drop_null().to_pylist())]
     prefix_codes = {name: code for code, name in enumerate(names)}
 
     def moments(rows: pa.Table, name: str) -> Floats:
@@ -322,6 +322,15 @@ def read_record(run: Run) -> Found:
         "uncaptured_count": int(pc.sum(pc.invert(lives["is_captured"])).as_py() or 0),
     }
     return Found(frame, lives, record, notes)
+
+
+def _in_order(attempts: pa.Table) -> pa.Table:
+    """Return attempts worker by worker in order of time, and their texts as numbers: spans in order are summed faster."""
+    for at, name in enumerate(attempts.column_names):
+        if pa.types.is_string(attempts.schema.field(at).type):
+            attempts = attempts.set_column(at, name, pc.dictionary_encode(attempts[name].combine_chunks()))
+    identity = _content(attempts["identity"].combine_chunks().indices, np.int32)
+    return attempts.take(pa.array(np.lexsort((numbers(attempts["assigned_s"]), identity))))
 
 
 def _of_attempts(

@@ -242,13 +242,15 @@ class _Pieces:
                 for part in (place * self.step + begin, place * self.step + end)
             ]
         )
-        order = np.argsort(moments)
+        # Spans of a kind are nearly in order, of which this kind of sort makes use.
+        order = np.argsort(moments, kind="stable")
         moments = moments[order]
         is_first = np.diff(moments, prepend=-1) > 0
         number = np.empty(len(order), np.int64)
         number[order] = np.cumsum(is_first) - 1
         self.moments = moments[is_first]
         self.size = len(self.moments)
+        self.counts: dict[str, Integers] = {}
         self.begins: dict[str, Integers] = {}
         self.ends: dict[str, Integers] = {}
         first = 0
@@ -259,7 +261,7 @@ class _Pieces:
                 number[first + count : first + 2 * count],
             )
             first += 2 * count
-        self.slots = self.count("life", threads)
+        self.slots = self.sum("life", threads)
         self.is_alive = self.slots > 0
         self.lengths = np.where(self.is_alive, np.diff(self.moments, append=self.moments[-1]), 0)
         lives_begun = np.bincount(self.begins["life"], minlength=self.size)
@@ -273,9 +275,18 @@ class _Pieces:
         self.over = np.flatnonzero((stops > edges[self.bin + 1]) & (self.lengths > 0))
         piece, begin, end, self.part_bin = _cut(edges, self.starts[self.over], stops[self.over])
         self.part, self.part_seconds = self.over[piece], (end - begin) * clock.tick_s
+        # Pieces of one life and bin stand side by side: they are summed at once.
+        self.runs = np.flatnonzero((np.diff(self.life, prepend=-1) != 0) | (np.diff(self.bin, prepend=-1) != 0))
+        self.run_life, self.run_bin = self.life[self.runs], self.bin[self.runs]
 
-    def count(self, kind: str, weight: Integers | None = None) -> Integers:
-        """Return how many spans of a kind hold in each piece, or the sum of their weights."""
+    def count(self, kind: str) -> Integers:
+        """Return how many spans of a kind hold in each piece."""
+        if kind not in self.counts:
+            self.counts[kind] = self.sum(kind, None)
+        return self.counts[kind]
+
+    def sum(self, kind: str, weight: Integers | None) -> Integers:
+        """Return the sum of weights of the spans of a kind that hold in each piece."""
         if not len(self.begins.get(kind, ())):
             return np.zeros(self.size, np.int64)
         # Sums of whole weights are exact as floats too, as they stay far below 2**53.
@@ -286,10 +297,10 @@ class _Pieces:
         """Add so many slots in each piece to a category, by life and bin."""
         at = NAMES.index(name)
         seconds = slots * self.seconds
-        self.sums.of_lives[:, at] += np.bincount(self.life, seconds, len(self.sums.of_lives))
+        lives, bins = self.sums.of_lives, self.sums.of_bins
+        lives[:, at] += np.bincount(self.run_life, np.add.reduceat(seconds, self.runs), len(lives))
         seconds[self.over] = 0.0
-        bins = self.sums.of_bins
-        bins[:, at] += np.bincount(self.bin, seconds, len(bins))
+        bins[:, at] += np.bincount(self.run_bin, np.add.reduceat(seconds, self.runs), len(bins))
         bins[:, at] += np.bincount(self.part_bin, slots[self.part] * self.part_seconds, len(bins))
 
     def add_to_prefixes(self, name: str, kind: str, rate: Floats, shares: Floats | float = 1.0) -> None:
@@ -310,7 +321,7 @@ def _in_threads(pieces: _Pieces) -> Integers:
     for at, name in enumerate(BUSY):
         share = whole[:, at]
         if share.any():
-            pieces.add(name, pieces.count("executing", share) * (scale / _WHOLE))
+            pieces.add(name, pieces.sum("executing", share) * (scale / _WHOLE))
             pieces.add_to_prefixes(name, "executing", scale, share / _WHOLE)
     return pieces.slots - busy
 
@@ -391,7 +402,7 @@ def _cluster_causes(record: Record, clock: _Clock, rests: list[_Rest], edges: In
     state = _State.of(
         [*(part for rest in rests for part in rest.waiting), *_span_changes(record.queued, clock, step)],
         [part for rest in rests for part in rest.idle],
-        [*_span_changes(record.wanted, clock, step)],
+        [*_union_changes(record.wanted, clock, step)],
     )
     for rest in rests:
         run, begin, end, bins = _cut(edges, rest.begin, rest.end)
@@ -424,7 +435,7 @@ class _State:
         """Return the state from changes: pairs of moments and by how much each count changes then."""
         parts = (waiting, idle, wanted)
         moments = np.concatenate([np.zeros(1, np.int64), *(each for part in parts for each in part[::2])])
-        order = np.argsort(moments)
+        order = np.argsort(moments, kind="stable")  # parts of it are in order
         moments = moments[order]
         counts, first = [], 1
         for part in parts:
@@ -455,7 +466,9 @@ class _State:
 
 def _by_place(place: Integers, begin: Integers, end: Integers, chosen: Integers) -> _Placed:
     """Return the spans chosen, in the order of their places."""
-    chosen = chosen[np.argsort(place[chosen].astype(np.int32), kind="stable")]
+    places = place[chosen]
+    if np.any(np.diff(places) < 0):
+        chosen = chosen[np.argsort(places.astype(np.int32), kind="stable")]
     return place[chosen], begin[chosen], end[chosen], chosen
 
 
@@ -529,3 +542,19 @@ def _span_changes(spans: Spans, clock: _Clock, step: int) -> tuple[Integers, ...
     base = spans.place[there] * step
     one = np.ones(len(base), np.int64)
     return base + begin[there], one, base + end[there], -one
+
+
+def _union_changes(spans: Spans, clock: _Clock, step: int) -> tuple[Integers, ...]:
+    """Return when any of the spans begins to hold on the time line of all clusters, and when none does any more."""
+    begin, end = clock.ticks(spans.start_s), clock.ticks(spans.stop_s)
+    there = (end > begin) & (spans.place >= 0)
+    base = spans.place[there] * step
+    begin, end = base + begin[there], base + end[there]
+    order = np.argsort(begin, kind="stable")
+    # No span reaches into the time line of the next cluster.
+    begin, end = begin[order], np.maximum.accumulate(end[order])
+    is_first = np.ones(len(begin), np.bool_)
+    is_first[1:] = begin[1:] > end[:-1]
+    begin, end = begin[is_first], end[np.append(is_first[1:], True)[: len(end)]]
+    one = np.ones(len(begin), np.int64)
+    return begin, one, end, -one
