@@ -325,7 +325,11 @@ _CHANGE_SQL = {
 
 
 def raw_select(table: str, source: str) -> str:
-    """Return the query for a table with its documented columns, keys as numbers only."""
+    """Return the query for a table with its documented columns, keys as numbers only.
+
+    Of transitions also `stimulus_s`, the time at the end of `stimulus_id` (null: none was split off): to put the text
+    together costs more than all else, so rows of a few causes are best told by this first.
+    """
     expressions = [column.name for column in observer_columns(table)]
     for column in TABLES[table].columns:
         if column.kind == "key":
@@ -339,6 +343,8 @@ def raw_select(table: str, source: str) -> str:
             expressions.append(f"coalesce({start} + {duration}, {stop}) as {stop}")
         else:
             expressions.append(f'"{column.name}"')
+    if table in _TRANSITIONS:
+        expressions.append("stimulus_s")
     return f"select {', '.join(expressions)} from {source}"
 
 
@@ -369,8 +375,9 @@ def documented_columns(table: str) -> list[tuple[str, str, Column]]:
 
 def raw_columns(table: str) -> list[tuple[str, str]]:
     """Return (name, SQL type) of a table with keys as numbers only, in order."""
-    return [
+    found = [
         (name, sql_type)
         for name, sql_type, column in documented_columns(table)
         if not (column.kind == "key" and name == column.name)
     ]
+    return [*found, ("stimulus_s", "double")] if table in _TRANSITIONS else found

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from recup.analyse.answers import Conclusion
 from recup.analyse.rows import rows_of
-from recup.analyse.unfinished import LEAVING_CTES
+from recup.analyse.unfinished import no_leaving
 from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
@@ -41,15 +41,13 @@ STRAGGLER_SAID_SHARE = 0.05
 
 Floats = npt.NDArray[np.float64]
 
-MOVES_SQL = f"""
-with {LEAVING_CTES}
+MOVES_SQL = """
 select
     t.time_ns,
     (finish in ('waiting', 'processing', 'queued', 'no-worker'))::tinyint
         - (start in ('waiting', 'processing', 'queued', 'no-worker'))::tinyint as growth
 from raw.scheduler_transitions t
-anti join leaving on leaving.server_id = t.server_id and leaving.stimulus_id = t.stimulus_id
-where t.server_id = ?
+where {no_leaving} and t.server_id = ?
 """
 
 ENDS_SQL = """
@@ -84,7 +82,7 @@ with gaps as (
         sum(least(c.stopped_s, gaps.to_s) - greatest(c.started_s, gaps.from_s)) as computing_s,
         arg_max(
             struct_pack(key_id := c.key_id, prefix := c.prefix, worker := c.worker),
-            least(c.stopped_s, gaps.to_s) - greatest(c.started_s, gaps.from_s)
+            (least(c.stopped_s, gaps.to_s) - greatest(c.started_s, gaps.from_s), -c.key_id)
         ) as longest
     from gaps
     join computing c
@@ -212,7 +210,8 @@ def _origin_s(run: Run) -> float:
 
 def _gaps(run: Run, scheduler_id: str, end_ns: int | None) -> list[tuple[float, float, int, bool]]:
     """Return (from, to, unfinished tasks, whether it is the end) of each silence of a scheduler."""
-    moves = run.sql(MOVES_SQL, [scheduler_id]).to_arrow_table()
+    condition, parameters = no_leaving(run)
+    moves = run.sql(MOVES_SQL.format(no_leaving=condition), [*parameters, scheduler_id]).to_arrow_table()
     if not moves.num_rows:
         return []
     time_ns, growth = moves["time_ns"].to_numpy(), moves["growth"].to_numpy().astype(np.int64)
@@ -269,7 +268,9 @@ def tail(run: Run) -> pa.Table:
         f"""
         with ran as ({TAIL_SQL}), summed as (
             select count(*) as computing_task_count, sum(in_tail_s) as computing_s,
-                arg_max(struct_pack(key_id := key_id, prefix := prefix, compute_s := compute_s), in_tail_s) as longest
+                arg_max(
+                    struct_pack(key_id := key_id, prefix := prefix, compute_s := compute_s), (in_tail_s, -key_id)
+                ) as longest
             from ran
         )
         select computing_task_count, computing_s, longest.prefix as longest_prefix, keys.key as longest_key,

@@ -12,6 +12,7 @@ run is no such state.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,8 +57,8 @@ group by s.server_id
 order by s.server_id
 """
 
-LEAVING_CTES = """
-last_results as (
+LEAVING_SQL = """
+with last_results as (
     select server_id, max(time_ns) as time_ns
     from raw.scheduler_transitions
     where finish in ('memory', 'erred')
@@ -69,23 +70,40 @@ last_results as (
         count(*) filter (action <> 'remove') <= count(*) filter (action = 'remove') as is_empty_at_end
     from raw.workers
     group by server_id
-), leaving as (
-    -- The last workers go when all is over: what that does to tasks is no news of theirs.
-    select distinct w.server_id, w.stimulus_id
-    from raw.workers w
-    join workforce f using (server_id)
-    left join last_results r using (server_id)
-    where w.action = 'remove' and w.stimulus_id is not null and f.is_empty_at_end
-        and w.time_ns > coalesce(f.last_came_ns, 0) and w.time_ns > coalesce(r.time_ns, 0)
 )
+-- The last workers go when all is over: what that does to tasks is no news of theirs.
+select distinct w.server_id, w.stimulus_id
+from raw.workers w
+join workforce f using (server_id)
+left join last_results r using (server_id)
+where w.action = 'remove' and w.stimulus_id is not null and f.is_empty_at_end
+    and w.time_ns > coalesce(f.last_came_ns, 0) and w.time_ns > coalesce(r.time_ns, 0)
 """
 """Causes of transitions that are the end of a run: its last workers went."""
 
-UNFINISHED_SQL = f"""
-with {LEAVING_CTES}, moved as (
+NO_LEAVING_SQL = """
+(coalesce(t.stimulus_s not between ? and ?, false)
+    or not coalesce(list_contains(?::varchar[], t.server_id || ' ' || t.stimulus_id), false))
+"""
+"""Whether a row of transitions is of none of these causes; their times first, as texts cost much."""
+
+UNFINISHED_SQL = """
+with moved as (
     select t.server_id, t.key_id, t.time_ns, t.finish
     from raw.scheduler_transitions t
-    anti join leaving on leaving.server_id = t.server_id and leaving.stimulus_id = t.stimulus_id
+    where {no_leaving}
+), candidates as (
+    -- What was begun last comes after what was done last: told by numbers alone, which leaves few.
+    select
+        server_id,
+        key_id,
+        max(time_ns) filter (finish in ('waiting', 'processing', 'queued', 'no-worker')) as begun_ns,
+        max(time_ns) filter (
+            finish not in ('waiting', 'processing', 'queued', 'no-worker', 'released', 'forgotten')
+        ) as done_ns
+    from moved
+    group by server_id, key_id
+    having begun_ns >= coalesce(done_ns, begun_ns)
 ), last_moves as (
     select
         server_id,
@@ -96,6 +114,7 @@ with {LEAVING_CTES}, moved as (
         min(time_ns) as first_ns,
         arg_max(finish, time_ns) in ('released', 'forgotten') as is_given_up
     from moved
+    semi join candidates using (server_id, key_id)
     group by server_id, key_id
 ), unfinished as (
     select * from last_moves where state in ('waiting', 'processing', 'queued', 'no-worker')
@@ -191,13 +210,24 @@ def unfinished_by_state(run: Run) -> pa.Table:
     return state_rows(Unfinished(run))
 
 
+def no_leaving(run: Run) -> tuple[str, list[Any]]:
+    """Return the condition that a row `t` of transitions is not of the end of the run, and its parameters."""
+    causes = run.sql(LEAVING_SQL).fetchall()
+    if not causes:
+        return "true", []
+    times = [float(found[1]) for _, cause in causes if (found := re.search(r"-([0-9]+\.[0-9]+)$", cause))]
+    texts = sorted(f"{server_id} {cause}" for server_id, cause in causes)
+    return NO_LEAVING_SQL, [min(times, default=1.0), max(times, default=0.0), texts]
+
+
 class Unfinished:
     """Columns of the unfinished tasks, and what explains them: facts gathered once for one answer."""
 
     def __init__(self, run: Run):
         self.ends = {each["scheduler_id"]: each for each in rows_of(run, ENDS_SQL)}
         self.workers = rows_of(run, WORKERS_SQL) if self.ends else []
-        self.rows = run.sql(UNFINISHED_SQL).to_arrow_table()
+        condition, parameters = no_leaving(run)
+        self.rows = run.sql(UNFINISHED_SQL.format(no_leaving=condition), parameters).to_arrow_table()
         self.count = self.rows.num_rows
         self.origin_s = next((each["origin_s"] for each in self.ends.values()), None) or 0.0
         schedulers = self.rows["scheduler_id"].to_pylist() if self.count else []
