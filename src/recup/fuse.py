@@ -158,6 +158,38 @@ full join outgoing o
     is_kept=True,
 )
 
+MOVED_RESULTS = View(
+    "moved_results",
+    "One row per result that moved between workers: how often, to how many, its size and the bytes moved.",
+    (),
+    """
+with moves as (
+    select t.scheduler_id, k.key_id, k.nbytes, t.destination_worker_id as destination
+    from transfers_distinct t
+    join raw.transfer_keys k
+        on k.server_id = case when t.incoming_transfer is null then t.source_worker_id else t.destination_worker_id end
+        and k.transfer = coalesce(t.incoming_transfer, t.outgoing_transfer)
+    where t.destination_worker_id is not null
+), moved_to as (
+    -- To count distinct workers costs twice as much.
+    select scheduler_id, key_id, destination, count(*) as move_count, max(nbytes) as nbytes, sum(nbytes) as moved_bytes
+    from moves
+    group by scheduler_id, key_id, destination
+)
+select
+    scheduler_id,
+    key_id,
+    sum(move_count)::bigint as move_count,
+    count(*) as destination_count,
+    max(nbytes) as nbytes,
+    sum(moved_bytes)::bigint as moved_bytes
+from moved_to
+group by scheduler_id, key_id
+""",
+    is_kept=True,
+    is_inner=True,
+)
+
 SUBMISSION_STORY = View(
     "submission_story",
     "One row per graph: as its client sent it, joined to what the scheduler took.",
@@ -354,6 +386,7 @@ VIEWS: tuple[View, ...] = (
     TASK_RUNS,
     ACTIVITIES,
     TRANSFERS_DISTINCT,
+    MOVED_RESULTS,
     SUBMISSION_STORY,
     RUN_TIMES,
     RUN_SUMMARY,

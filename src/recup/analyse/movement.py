@@ -81,31 +81,14 @@ group by source_worker, source_worker_id, destination_worker_id,
 order by moved_bytes desc, source_worker, destination_worker
 """
 
-_MOVED = """
+_PREFIXES = """
 with prefixes as (
     select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
-), moves as (
-    select t.scheduler_id, k.key_id, k.nbytes, t.destination_worker_id
-    from transfers_distinct t
-    join raw.transfer_keys k
-        on k.server_id = case when t.incoming_transfer is null then t.source_worker_id else t.destination_worker_id end
-        and k.transfer = coalesce(t.incoming_transfer, t.outgoing_transfer)
-    where t.destination_worker_id is not null
-), moved as (
-    select
-        scheduler_id,
-        key_id,
-        count(*) as move_count,
-        count(distinct destination_worker_id) as destination_count,
-        max(nbytes) as nbytes,
-        sum(nbytes)::bigint as moved_bytes
-    from moves
-    group by scheduler_id, key_id
 )
 """
 
 RESULTS_SQL = f"""
-{_MOVED}
+{_PREFIXES}
 select
     prefix,
     count(*) as result_count,
@@ -116,16 +99,16 @@ select
     sum(move_count - destination_count)::bigint as repeated_destination_count,
     max(destination_count) as most_destination_count,
     max(nbytes) as largest_bytes
-from moved
+from moved_results
 left join prefixes using (scheduler_id, key_id)
 group by prefix
 order by moved_bytes desc nulls last, prefix
 """
 
 AGAIN_SQL = f"""
-{_MOVED}
+{_PREFIXES}
 , most as (
-    select * from moved where move_count > 1 order by moved_bytes - nbytes desc nulls last, key_id limit ?
+    select * from moved_results where move_count > 1 order by moved_bytes - nbytes desc nulls last, key_id limit ?
 )
 select
     keys.key,
