@@ -26,6 +26,7 @@ from recup.report.tables import shown_table
 from recup.report.timeline import PLANS, timeline
 from recup.rundir import create_run
 from recup.store import open_run
+from tests.unit.flow_runs import A, T, flow_run
 from tests.unit.reported import HOSTILE, TOKEN, write_reported
 from tests.unit.written_runs import write_run
 
@@ -121,6 +122,16 @@ def test_the_time_line_holds_every_task_with_its_key_and_times(run):
     assert [bar[1] for _, bar in told] == pytest.approx([start for _, start, _ in recorded], abs=1e-6)
     assert [bar[2] for _, bar in told] == pytest.approx([took for _, _, took in recorded], abs=2e-6)
     assert (found.about["tick_s"], found.about["keys"], found.about["bins"]) == (1e-6, "full", None)
+
+
+def test_tasks_that_began_at_once_in_one_thread_come_by_their_keys(tmp_path):
+    tasks = [T(f"{name}-{number:032x}", A, 1.0, 1.5, 10) for number in range(1, 5) for name in ("y", "x")]
+    with open_run(flow_run(tmp_path, tasks)) as run:
+        found = timeline(run)
+        by_number = [key for (key,) in run.sql("select key from task_runs order by thread, key_id").fetchall()]
+    assert found.about["counts"] == [8]
+    assert keys_of(found, columns_of(found)) == by_number
+    assert [each["name"] for each in found.about["prefixes"]] == ["x", "y"]
 
 
 def test_lanes_are_threads_in_the_order_of_their_workers(run):

@@ -68,6 +68,7 @@ with drawn as (
         coalesce("group", '') as "group",
         outcome,
         stopped_s is null as is_unfinished,
+        key_id,
         coalesce(attempt_number, 1)::integer as attempt_number,
         coalesce(nbytes, -1) as nbytes,
         coalesce(started_s, executing_s) - (select started_s from run_times) as start_s,
@@ -94,7 +95,7 @@ with drawn as (
     from freed
 )
 select
-    worker_id, thread, prefix, "group", outcome, is_unfinished, attempt_number, nbytes, start_s,
+    worker_id, thread, prefix, "group", outcome, is_unfinished, key_id, attempt_number, nbytes, start_s,
     greatest(stop_s - start_s, 0.0) as duration_s,
     case when len(found) <= {_NUMBERS_KEPT} then regexp_replace(shape, '{_NUMBER_PATTERN}', '{NUMBER}', 'g') else shape end
         as template,
@@ -197,7 +198,10 @@ def timeline(run: Run, *, exact_limit: int = EXACT_LIMIT, size_limit_bytes: int 
         "prefixes": _prefix_rows(prefix, prefixes, duration),
         "bins": None,
     }
-    bars = Bars(np.arange(rows.num_rows), lane, start, duration, prefix).part(np.lexsort((start, lane)))
+    # What began at once is told by key and attempt, so that the same run is the same file.
+    key, attempt = (rows[name].to_numpy(zero_copy_only=False) for name in ("key_id", "attempt_number"))
+    order = np.lexsort((attempt, key, start, lane))
+    bars = Bars(np.arange(rows.num_rows), lane, start, duration, prefix).part(order)
     packed = Packed()
     if rows.num_rows > exact_limit:
         about["bins"] = _binned(packed, bars, about)
@@ -217,11 +221,15 @@ def _floats(rows: pa.Table, name: str) -> Numbers:
 
 
 def _codes(rows: pa.Table, name: str) -> tuple[Numbers, list[str]]:
-    """Return a column of text as numbers into the list of its distinct values."""
+    """Return a column of text as numbers into the list of its distinct values, which is in order."""
     column = rows[name].combine_chunks().dictionary_encode()
     if not len(column):
         return np.zeros(0, np.int64), []
-    return column.indices.to_numpy(zero_copy_only=False).astype(np.int64), column.dictionary.to_pylist()
+    values = column.dictionary.to_pylist()
+    ranking = sorted(range(len(values)), key=values.__getitem__)
+    rank = np.empty(len(values), np.int64)
+    rank[ranking] = np.arange(len(values))
+    return rank[column.indices.to_numpy(zero_copy_only=False)], [values[each] for each in ranking]
 
 
 def _ranked_codes(rows: pa.Table, name: str, weight: Numbers) -> tuple[Numbers, list[str]]:
@@ -304,6 +312,8 @@ def _tasks(packed: Packed, rows: pa.Table, bars: Bars, limit: int) -> Document:
     room = limit - packed.size - sum(len(part) for part, _ in fixed.values())
     times: dict[tuple[float, int], dict[str, Column]] = {}
     keys: dict[str, dict[str, Column]] = {"none": {}}
+    templates: dict[str, Column] = {}
+    tokens = _tokens(rows)[bars.order]
     sizes: dict[str, Column] = {}
     for plan in PLANS:
         pace = (plan.tick_s, plan.mantissa_bits)
@@ -311,7 +321,8 @@ def _tasks(packed: Packed, rows: pa.Table, bars: Bars, limit: int) -> Document:
             told = time_columns(bars.lane, bars.start, bars.duration, tick_s=plan.tick_s, bits=plan.mantissa_bits)
             times[pace] = told
         if plan.keys not in keys:
-            keys[plan.keys] = _key_columns(rows, bars.order, plan.keys)
+            templates = templates or _template_columns(rows, bars.order)
+            keys[plan.keys] = templates | _token_columns(tokens, plan.keys)
         if plan.has_sizes and not sizes:
             sizes = {"nbytes": _size_column(rows, bars.order)}
         chosen = times[pace] | keys[plan.keys] | (sizes if plan.has_sizes else {})
@@ -351,7 +362,7 @@ def _size_column(rows: pa.Table, order: Numbers) -> Column:
     return plain(steps.astype(np.int64))
 
 
-def _key_columns(rows: pa.Table, order: Numbers, how: str) -> dict[str, Column]:
+def _template_columns(rows: pa.Table, order: Numbers) -> dict[str, Column]:
     template, templates = _codes(rows, "template")
     columns = {
         "templates": json_column(templates),
@@ -361,13 +372,18 @@ def _key_columns(rows: pa.Table, order: Numbers, how: str) -> dict[str, Column]:
     most = int(counts[counts <= _NUMBERS_KEPT].max(initial=0)) if len(counts) else 0
     for place in range(most):
         columns[f"number_{place}"] = smaller(rows[f"number_{place}"].to_numpy(zero_copy_only=False)[order])
-    token = _tokens(rows)[order]
-    has_token = token.any(axis=1)
-    if has_token.any():
-        width = _TOKEN_BYTES if how == "full" else _SHORT_TOKEN
-        columns["token"] = bytes_column(token[has_token, :width])
-        columns["has_token"] = plain(has_token.astype(np.int64))
     return columns
+
+
+def _token_columns(token: Numbers, how: str) -> dict[str, Column]:
+    has_token = token.any(axis=1)
+    if not has_token.any():
+        return {}
+    width = _TOKEN_BYTES if how == "full" else _SHORT_TOKEN
+    return {
+        "token": bytes_column(token[has_token, :width]),
+        "has_token": plain(has_token.astype(np.int64)),
+    }
 
 
 def _tokens(rows: pa.Table) -> Numbers:
@@ -379,10 +395,8 @@ def _tokens(rows: pa.Table) -> Numbers:
     # One buffer holds all bytes, and offsets say whose they are.
     data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
     offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + rows.num_rows + 1]
-    is_there = np.diff(offsets) == _TOKEN_BYTES
-    places = offsets[:-1][is_there].astype(np.int64)
-    if len(places):
-        found[is_there] = data[places[:, None] + np.arange(_TOKEN_BYTES)]
+    # A token is sixteen bytes or none: those there are stand one after the other.
+    found[np.diff(offsets) > 0] = data[offsets[0] : offsets[-1]].reshape(-1, _TOKEN_BYTES)
     return found
 
 
