@@ -227,6 +227,21 @@ def test_results_are_held_from_stored_to_released(tmp_path):
     assert holder == ["When most results were held, 476.8 MiB at 3.0 s, 100% of them were of prefix x."]
 
 
+def test_of_equal_peaks_the_first_is_told(tmp_path):
+    samples = [*told(2, 300 * MB), *told(4, 100 * MB, 200 * MB), *told(3, 200 * MB, 100 * MB)]
+    results = [
+        *stored("x-0", 1, 2, 100 * MB, gone=3), *stored("x-1", 4, 5, 100 * MB, gone=6), *stored("y-2", 7, 8, 100 * MB, gone=9),
+    ]  # fmt: skip
+    with run_of(tmp_path, [*samples, *results]) as run:
+        (worker,) = worker_memory(run).to_pylist()
+        held = results_held(run).to_pylist()
+    assert (worker["sampled_at_s"], worker["managed_bytes"], worker["unmanaged_bytes"]) == (2.0, 300 * MB, 0)
+    assert [(each["prefix"], each["run_peak_at_s"], each["peak_at_s"]) for each in held] == [
+        ("x", 2.0, 2.0),
+        ("y", 2.0, 8.0),
+    ]
+
+
 def test_a_run_of_a_killed_scheduler_is_answered_to_its_end(tmp_path):
     scheduler = [*stored("x-0", 1, 2, 10 * MB), *told(2, 850 * MB, 50 * MB), status(2, "running", "paused")]
     with made(

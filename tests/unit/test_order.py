@@ -111,6 +111,12 @@ def test_each_prefix_says_how_much_of_it_was_unused_in_use_and_used_up_at_the_pe
     assert (use["prefix"], use["is_root"], use["peak_wanted_bytes"]) == ("use", False, 100)
 
 
+def test_prefixes_that_held_equally_much_come_by_their_names(tmp_path):
+    tasks = [T(f"{name}-0", A, 1 + place, 1.5 + place, 10 * MB, released=20.0) for place, name in enumerate("dbca")]
+    table = answer(tmp_path, tasks).tables[0].rows.to_pylist()
+    assert [(row["prefix"], row["peak_held_bytes"]) for row in table] == [(name, 10 * MB) for name in "abcd"]
+
+
 def test_scattered_data_is_said_to_be_left_out(tmp_path):
     scattered = [schema.SchedulerTransition(at(1), "data-0", "released", "memory", "s", None, -1)]
     assert "1 pieces of data that clients scattered" in answer(tmp_path, ahead(4), scheduler=scattered).basis

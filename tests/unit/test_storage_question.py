@@ -3,7 +3,7 @@
 import pytest
 
 from recup.analyse.storage import storage
-from recup.analyse.storage_rows import storage_by, storage_files
+from recup.analyse.storage_rows import file_totals, storage_by, storage_files
 from recup.rundir import create_run
 from recup.store import open_run
 from tests.unit.flow_runs import T, flow_run
@@ -57,6 +57,18 @@ def test_bytes_read_again_by_several_tasks_are_told_with_the_file(tmp_path):
     with open_run(path) as run:
         (row,) = storage_files(run).to_pylist()
     assert (row["reread_bytes"], row["reader_task_count"], row["reader_worker_count"]) == (2**25, 3, 1)
+
+
+def test_of_files_read_again_equally_much_the_first_by_name_is_told(tmp_path):
+    worker = [each for n, key in enumerate(("x1", "x2", "y1")) for each in computed(key, 1.0 + n, 1.9 + n)]
+    log = [
+        segment(1.1 + n + shift, 1.2 + n + shift, nbytes=2**24, path=f"/data/{name}")
+        for n in range(3)
+        for name, shift in (("c", 0.0), ("a", 0.2), ("b", 0.4))
+    ]
+    with open_run(made(tmp_path, worker=worker, log=log)) as run:
+        totals = file_totals(run)
+    assert (totals["most_reread_path"], totals["most_reread_bytes"]) == ("/data/a", 2**25)
 
 
 def test_parts_of_a_file_read_by_several_tasks_were_not_read_again(tmp_path):

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
+from recup.analyse.memory_held import held_by_prefix
 from recup.analyse.memory_rows import (
     HELD_OVER_TIME_SQL,
     LARGEST_SQL,
     MEMORY_OVER_TIME_SQL,
-    PREFIXES_SQL,
     SPILLS_SQL,
     SUMMED_SQL,
     WORKERS_SQL,
@@ -102,7 +102,7 @@ def results_held(run: Run) -> pa.Table:
     held_at_peak_bytes, held_at_peak_share, run_peak_at_s, run_peak_bytes (of all prefixes), peak_held_bytes,
     peak_at_s (of this prefix), held_mean_s, spilled_bytes
     """
-    return run.sql(PREFIXES_SQL).to_arrow_table()
+    return held_by_prefix(run)
 
 
 def results_held_over_time(run: Run, moments: int = MOMENTS, prefixes: int = 8) -> pa.Table:

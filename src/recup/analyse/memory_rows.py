@@ -135,7 +135,7 @@ WORKERS_SQL = f"""
     select
         m.life,
         max(m.process_bytes) as sampled_bytes,
-        arg_max(m.at_s, m.process_bytes) as sampled_at_s,
+        arg_max(m.at_s, (m.process_bytes, -m.at_s)) filter (m.process_bytes is not null) as sampled_at_s,
         min(m.at_s) filter (m.managed_bytes > f.target_share * nullif(l.memory_limit_bytes, 0)) as above_target_at_s,
         min(m.at_s) filter (m.process_bytes > f.spill_share * nullif(l.memory_limit_bytes, 0)) as above_spill_at_s,
         min(m.at_s) filter (m.process_bytes > f.pause_share * nullif(l.memory_limit_bytes, 0)) as above_pause_at_s,
@@ -156,8 +156,9 @@ WORKERS_SQL = f"""
     select
         life,
         max(process_bytes) as told_bytes,
-        arg_max(managed_bytes, process_bytes) as managed_bytes,
-        arg_max(unmanaged_old_bytes + unmanaged_recent_bytes, process_bytes) as unmanaged_bytes,
+        arg_max(managed_bytes, (process_bytes, -at_s)) filter (process_bytes is not null) as managed_bytes,
+        arg_max(unmanaged_old_bytes + unmanaged_recent_bytes, (process_bytes, -at_s))
+            filter (process_bytes is not null) as unmanaged_bytes,
         max(spilled_bytes) as spilled_bytes
     from over_time
     group by life
@@ -294,62 +295,22 @@ with run_start as (
 )
 """
 
-PREFIXES_SQL = f"""
+HELD_SQL = f"""
 {_HELD}
-, levels as (
-    select
-        prefix,
-        step_s,
-        sum(step) over (partition by prefix order by step_s, step rows unbounded preceding) as prefix_bytes,
-        sum(step) over (order by step_s, step rows unbounded preceding) as all_bytes
-    from steps
-), peak as (
-    select arg_max(step_s, all_bytes) as peak_s, max(all_bytes) as peak_bytes from levels
-), by_prefix as (
-    select prefix, max(prefix_bytes) as peak_held_bytes, arg_max(step_s, prefix_bytes) as peak_s from levels group by prefix
-), at_peak as (
-    select h.prefix, sum(h.nbytes) as held_bytes
-    from held h
-    cross join peak
-    where h.stored_s <= peak.peak_s and coalesce(h.gone_s > peak.peak_s, true)
-    group by h.prefix
-), results as (
-    select prefix, count(*) as result_count, sum(nbytes) as result_bytes, max(nbytes) as largest_bytes,
-        avg(coalesce(gone_s, run_start.end_s) - stored_s) as held_mean_s
-    from held
-    cross join run_start
-    group by prefix
-), prefixes as (
-    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
-), spilled as (
-    select p.prefix, sum(s.memory_bytes) as spilled_bytes
-    from raw.spills s
-    left join prefixes p on p.key_id = s.key_id
-    where s.direction = 'spill'
-    group by p.prefix
-)
-select
-    r.prefix,
-    r.result_count,
-    r.result_bytes::bigint as result_bytes,
-    r.largest_bytes,
-    coalesce(at_peak.held_bytes, 0)::bigint as held_at_peak_bytes,
-    coalesce(at_peak.held_bytes, 0) / nullif(peak.peak_bytes, 0)::double as held_at_peak_share,
-    peak.peak_s - run_start.zero_s as run_peak_at_s,
-    peak.peak_bytes::bigint as run_peak_bytes,
-    b.peak_held_bytes::bigint as peak_held_bytes,
-    b.peak_s - run_start.zero_s as peak_at_s,
-    r.held_mean_s,
-    spilled.spilled_bytes::bigint as spilled_bytes
-from results r
-cross join peak
-cross join run_start
-left join by_prefix b on b.prefix is not distinct from r.prefix
-left join at_peak on at_peak.prefix is not distinct from r.prefix
-left join spilled on spilled.prefix is not distinct from r.prefix
-order by held_at_peak_bytes desc, peak_held_bytes desc, r.prefix
+select prefix, nbytes, stored_s, gone_s from held
 """
-"""One row per prefix: results held, at their peak and at the peak of all."""
+"""One row per result held: when it came, and when it went (null: not before the end)."""
+
+SPILLED_PREFIXES_SQL = """
+with prefixes as (
+    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+)
+select p.prefix, sum(s.memory_bytes)::bigint as spilled_bytes
+from raw.spills s
+left join prefixes p on p.key_id = s.key_id
+where s.direction = 'spill'
+group by p.prefix
+"""
 
 HELD_OVER_TIME_SQL = f"""
 {_HELD}

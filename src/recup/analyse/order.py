@@ -170,7 +170,7 @@ with runs as (
     left join runs used on used.key_id = e.key_id
     where made.prefix = $prefix and made.stored_s <= $at_s and coalesce(used.started_s, 'infinity'::double) > $at_s
 ), lasts as (
-    select u.key_id, arg_max(r.prefix, coalesce(r.stored_s, 'infinity'::double)) as prefix
+    select u.key_id, arg_max(r.prefix, (coalesce(r.stored_s, 'infinity'::double), r.prefix)) as prefix
     from users u
     join edges e on e.key_id = u.key_id
     join runs r on r.key_id = e.dependency_id
@@ -180,7 +180,7 @@ select prefix, count(*) / sum(count(*)) over () as user_share
 from lasts
 group by prefix
 qualify user_share >= 0.5 and prefix <> $prefix
-order by user_share desc
+order by user_share desc, prefix
 limit 1
 """
 """The prefix whose result came last to those that use results of a prefix, where it is that of most of them."""
@@ -309,7 +309,7 @@ def _peak(held: Held, steps: tuple[Any, Any]) -> tuple[float, int]:
 
 def _need(held: Held, thread_count: int) -> int:
     """Return the peak of a run in Dask's order; of a task computed again its largest result counts."""
-    in_order = np.lexsort((-held["nbytes"], held["place"]))
+    in_order = np.lexsort((held["released_s"], -held["nbytes"], held["place"]))
     first = in_order[np.diff(held["place"][in_order], prepend=-1) > 0]
     if not len(first):
         return 0
@@ -358,6 +358,9 @@ def _by_prefix(held: Held, at_s: float) -> pa.Table:
         "restricted_task_count": total(held["is_restricted"]),
     }
     roots = total(held["is_root"])
+    by_name = np.argsort(
+        sorted(range(count), key=lambda each: (held["names"][each] is None, held["names"][each] or ""))
+    )
     rows = [
         {
             "prefix": held["names"][each],
@@ -366,7 +369,7 @@ def _by_prefix(held: Held, at_s: float) -> pa.Table:
             "median_until_use_s": _median(held["first_use_s"] - held["stored_s"], code == each),
             "median_held_s": _median(held["released_s"] - held["stored_s"], code == each),
         }
-        for each in np.lexsort((-columns["result_bytes"], -columns["peak_held_bytes"])).tolist()
+        for each in np.lexsort((by_name, -columns["result_bytes"], -columns["peak_held_bytes"])).tolist()
     ]
     return pa.Table.from_pylist(rows, schema=_PREFIXES)
 

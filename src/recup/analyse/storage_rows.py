@@ -263,13 +263,13 @@ select
     coalesce(sum(reread_bytes), 0)::bigint as reread_bytes,
     coalesce(sum(reread_io_s), 0.0) as reread_io_s,
     count(*) filter (reread_bytes > 0) as reread_file_count,
-    arg_max(path, reread_bytes) filter (reread_bytes > 0) as most_reread_path,
+    arg_min(path, (-reread_bytes, path)) filter (reread_bytes > 0) as most_reread_path,
     max(reread_bytes) as most_reread_bytes,
-    arg_max(reader_task_count, reread_bytes) as most_reread_task_count,
-    arg_max(reader_worker_count, reread_bytes) as most_reread_worker_count,
+    arg_min(reader_task_count, (-reread_bytes, path)) as most_reread_task_count,
+    arg_min(reader_worker_count, (-reread_bytes, path)) as most_reread_worker_count,
     coalesce(sum(open_count), 0)::bigint as open_count,
     max(open_count) as most_open_count,
-    arg_max(path, open_count) as most_opened_path,
+    arg_min(path, (-open_count, path)) filter (open_count is not null) as most_opened_path,
     coalesce(sum(meta_s), 0.0) as meta_s
 from files
 """
