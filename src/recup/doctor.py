@@ -171,10 +171,10 @@ def fresh_interpreter() -> list[Check]:
 
 
 COMPILED = (
-    "recup.packed_rows",
     "recup.capture.taskgraph",
     "recup.capture.thread_readings",
     "recup.capture.transitions",
+    "recup.columns",
 )
 """What runs for every task; each has a form in Python that takes its place."""
 
@@ -187,7 +187,7 @@ def compiled_parts() -> list[Check]:
     return [
         _warning(
             "compiled parts",
-            f"not compiled: {', '.join(missing)}; the record is the same, at about twice the CPU time per task",
+            f"not compiled: {', '.join(missing)}; the record is the same, at more CPU time per task",
             "with a C compiler and Python's headers at hand: pip install --force-reinstall --no-deps recup",
         )
     ]

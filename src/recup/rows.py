@@ -1,15 +1,15 @@
-"""Rows between the hooks that give them and the stream that writes them: packed, or as lists.
+"""Rows between the hooks that give them and the stream that writes them.
 
-Where `recup.packed_rows` was compiled, rows are packed as they come and columns are made
-without Python objects.  Elsewhere a table's rows are one list of values; the result is the
-same, at about three times the cost.  Both forms have the same methods, which `recup.spool`
-calls; nothing else should.
+A table's rows wait as one list of values.  Where `recup.columns` was compiled, batches are
+made of them there, else in Python: the result is the same, at about twice the cost.
+Both forms have the same methods, which `recup.spool` calls; nothing else should.
 
 Covers waiting rows, numbers of keys, and batches.  It does not cover files.
 
-Why lists of flat values, where it is lists: `list.extend(tuple)` is one atomic call under
-the GIL, costs about 0.1 us, keeps no tuple alive for the garbage collector to visit, and a
-column is then a slice, `values[i::width]`.
+Why lists of flat values: `list.extend(tuple)` is one atomic call under the GIL, costs
+about 0.1 us, keeps no tuple alive for the garbage collector to visit, and touches little
+memory.  Packing rows in the hook instead was tried, compiled too: it made the writer
+cheaper by less than it cost the event loop, whose caches hold other things.
 """
 
 from __future__ import annotations
@@ -26,53 +26,26 @@ from recup.arrow_stream import ArrowStream, numbered
 from recup.schema import Column, Table
 
 try:
-    from recup import packed_rows
+    from recup import columns as compiled
 except ImportError:  # built without a C compiler
-    packed_rows = None  # type: ignore[assignment]
+    compiled = None  # type: ignore[assignment]
 
 _CHUNK_ROWS = 8192
 _LETTERS = {"int64": "i", "float64": "f", "bool": "b", "text": "t", "category": "c", "key": "k"}
 
 
-class WaitingRows(Protocol):
-    """Rows of one table that wait to be written."""
-
-    def put(self, row: tuple[Any, ...], /) -> None:
-        """Add one row, whose values must be those of the table's columns."""
-
-    def __len__(self) -> int: ...
-
-    def take(self) -> Any:
-        """Return the oldest rows, a chunk of them at most, for `Form.batch`; None when no row waits."""
-
-    def drop_oldest(self, value_limit: int) -> int:
-        """Drop rows when more values than that wait; returns the number of rows dropped."""
-
-    def take_degraded_count(self) -> int:
-        """Return how many values were not of their column's type since the last call."""
-
-    def clear(self) -> None:
-        """Forget all that waits."""
-
-
 class Form(Protocol):
-    """How one spool's rows wait, and how batches are made of them."""
+    """How batches are made of one spool's rows."""
 
     @property
     def key_count(self) -> int:
         """Keys remembered."""
 
-    def rows(self, table: Table) -> WaitingRows:
-        """Return a place for rows of the table."""
-
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
 
-    def batch(self, stream: ArrowStream, rows: Any, taken: Any) -> bytes:
-        """Return the messages of what was taken of the rows."""
-
-    def row_count(self, taken: Any) -> int:
-        """Return the number of rows in what was taken."""
+    def batch(self, stream: ArrowStream, values: list[Any]) -> tuple[bytes, int]:
+        """Return the messages of rows, and how many values were not of their column's type."""
 
     def new_keys(self, stream: ArrowStream) -> tuple[bytes, int]:
         """Return the messages of the keys numbered since the last call, and how many they are."""
@@ -89,32 +62,32 @@ class Form(Protocol):
 
 
 def letters(columns: Sequence[Column]) -> bytes:
-    """Return the kinds of the columns as `recup.packed_rows` wants them."""
+    """Return the kinds of the columns as `recup.columns` wants them."""
     return "".join(_LETTERS[column.kind] for column in columns).encode()
 
 
-class ListRows:
-    """Rows of one table that wait, as one list of values."""
+class Rows:
+    """Rows of one table that wait to be written, as one list of values."""
 
-    def __init__(self, width: int):
+    def __init__(self, table: Table):
         self._values: list[Any] = []
-        self._width = width
+        self._width = len(table.columns)
         self._taking = threading.Lock()
-        self.degraded_count = 0
         self.put: Callable[[tuple[Any, ...]], None] = self._values.extend
+        """Add one row, whose values must be those of the table's columns."""
 
     def __len__(self) -> int:
         return len(self._values) // self._width
 
-    def take(self) -> list[list[Any]] | None:
-        """Return columns of the oldest rows, at most a chunk of them; None when no row waits."""
+    def take(self) -> list[Any]:
+        """Return the values of the oldest rows, of a chunk of them at most; they wait no longer."""
         with self._taking:
             values = self._values[: _CHUNK_ROWS * self._width]
             del self._values[: len(values)]
-        return [values[i :: self._width] for i in range(self._width)] if values else None
+        return values
 
     def drop_oldest(self, value_limit: int) -> int:
-        """Drop half of the rows when more values than that wait; returns the number of rows dropped."""
+        """Drop rows down to half the limit when more values than that wait; returns the number of rows dropped."""
         if len(self._values) <= value_limit or not self._taking.acquire(timeout=0.05):
             return 0
         try:
@@ -124,18 +97,14 @@ class ListRows:
         finally:
             self._taking.release()
 
-    def take_degraded_count(self) -> int:
-        """Return how many values were not of their column's type since the last call."""
-        count, self.degraded_count = self.degraded_count, 0
-        return count
-
     def clear(self) -> None:
-        """Forget all that waits."""
+        """Forget all that waits; in a forked child, whose parent may have been taking."""
+        self._taking = threading.Lock()
         self._values.clear()
 
 
-class ListForm:
-    """Rows as lists: what any Python can do."""
+class PythonForm:
+    """Batches made in Python."""
 
     def __init__(self, show_key: Callable[[Any], str]):
         self._show_key = show_key
@@ -143,25 +112,15 @@ class ListForm:
         self._new: list[Any] = []
         self._next_id = 0
 
-    def rows(self, table: Table) -> ListRows:
-        """Return a place for rows of the table."""
-        return ListRows(len(table.columns))
-
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
         return ArrowStream(columns, metadata, self._intern)
 
-    def batch(self, stream: ArrowStream, rows: ListRows, columns: list[list[Any]]) -> bytes:
-        """Return the messages of what `take` gave."""
-        before = stream.degraded_count
-        data = stream.batch(columns)
-        rows.degraded_count += stream.degraded_count - before
-        return data
-
-    @staticmethod
-    def row_count(columns: list[list[Any]]) -> int:
-        """Return the number of rows in what `take` gave."""
-        return len(columns[0])
+    def batch(self, stream: ArrowStream, values: list[Any]) -> tuple[bytes, int]:
+        """Return the messages of rows, and how many values were not of their column's type."""
+        width, before = len(stream.columns), stream.degraded_count
+        data = stream.batch([values[i::width] for i in range(width)])
+        return data, stream.degraded_count - before
 
     def new_keys(self, stream: ArrowStream) -> tuple[bytes, int]:
         """Return the messages of the keys numbered since the last call, and how many they are."""
@@ -204,33 +163,26 @@ class ListForm:
         return numbered(ids, values)
 
 
-class PackedForm:
-    """Rows packed by `recup.packed_rows`."""
+class CompiledForm:
+    """Batches made by `recup.columns`."""
 
     def __init__(self, show_key: Callable[[Any], str]):
-        self._key_texts = packed_rows.KeyTexts(show_key)
-        self._keys = packed_rows.KeyNumbers()
+        self._keys = compiled.KeyNumbers(show_key)
         self._key_types: dict[str, int] = {}
-        self._encoders: WeakKeyDictionary[ArrowStream, packed_rows.Encoder] = WeakKeyDictionary()
-
-    def rows(self, table: Table) -> packed_rows.Rows:
-        """Return a place for rows of the table."""
-        return packed_rows.Rows(letters(table.columns), self._key_texts)
+        self._encoders: WeakKeyDictionary[ArrowStream, compiled.Encoder] = WeakKeyDictionary()
 
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
         stream = ArrowStream(columns, metadata, _no_values)
-        self._encoders[stream] = packed_rows.Encoder(letters(columns), [column.null_value for column in columns])
+        self._encoders[stream] = compiled.Encoder(letters(columns), [column.null_value for column in columns])
         return stream
 
-    def batch(self, stream: ArrowStream, rows: packed_rows.Rows, block: packed_rows.Block) -> bytes:
-        """Return the messages of what `take` gave."""
-        return stream.ready_batch(*self._encoders[stream].columns(block, self._keys))
-
-    @staticmethod
-    def row_count(block: packed_rows.Block) -> int:
-        """Return the number of rows in what `take` gave."""
-        return len(block)
+    def batch(self, stream: ArrowStream, values: list[Any]) -> tuple[bytes, int]:
+        """Return the messages of rows, and how many values were not of their column's type."""
+        encoder = self._encoders[stream]
+        before = encoder.degraded_count
+        data = stream.ready_batch(*encoder.columns(values, self._keys))
+        return data, encoder.degraded_count - before
 
     def new_keys(self, stream: ArrowStream) -> tuple[bytes, int]:
         """Return the messages of the keys numbered since the last call, and how many they are."""
@@ -270,9 +222,9 @@ class PackedForm:
 
 
 def _no_values(values: Sequence[Any]) -> npt.NDArray[Any]:
-    raise TypeError("keys of packed rows are numbered before they come here")
+    raise TypeError("keys are numbered by the compiled encoder")
 
 
 def best_form(show_key: Callable[[Any], str]) -> Form:
-    """Return the packed form where it was built, else lists."""
-    return ListForm(show_key) if packed_rows is None else PackedForm(show_key)
+    """Return the compiled form where it was built, else the one in Python."""
+    return PythonForm(show_key) if compiled is None else CompiledForm(show_key)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from recup.arrow_stream import ArrowStream
-from recup.rows import WaitingRows, best_form
+from recup.rows import Rows, best_form
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 
 logger = logging.getLogger("recup")
@@ -187,7 +187,7 @@ class Spool:
         self.server_id = server_id
         self.directory = self.run_directory / "spool" / f"{role}-{_file_name(server_id)}"
         self._form = best_form(key_text)
-        self._rows: dict[str, WaitingRows] = {}
+        self._rows: dict[str, Rows] = {}
         self._files: dict[str, _TableFile] = {}
         self._epoch = 0
         self._status = _StatusFile()
@@ -260,10 +260,10 @@ class Spool:
         for hook in hooks:
             self.guard(getattr(hook, "__qualname__", type(hook).__name__), hook)()
 
-    def _waiting(self, table_name: str) -> WaitingRows:
+    def _waiting(self, table_name: str) -> Rows:
         rows = self._rows.get(table_name)
         if rows is None:
-            rows = self._rows.setdefault(table_name, self._form.rows(TABLES[table_name]))
+            rows = self._rows.setdefault(table_name, Rows(TABLES[table_name]))
         return rows
 
     # ------------------------------------------------------------ writing
@@ -314,12 +314,12 @@ class Spool:
         if not lost:
             return
         now, table = time.time_ns(), TABLES["losses"]
-        rows = self._form.rows(table)
+        values: list[Any] = []
         for (kind, name), (count, detail, is_counted) in lost.items():
-            rows.put(Loss(now, kind, name or None, count if is_counted else -1, detail))
+            values.extend(Loss(now, kind, name or None, count if is_counted else -1, detail))
         try:
             file = self._file(table)
-            file.write(self._form.batch(file.stream, rows, rows.take()), len(lost))
+            file.write(self._form.batch(file.stream, values)[0], len(lost))
         except BaseException as reason:
             for (kind, name), (count, detail, is_counted) in lost.items():
                 self.lose(kind, name or None, detail, count if is_counted else -1)
@@ -329,16 +329,15 @@ class Spool:
 
     def _flush_table(self, table: Table) -> None:
         rows = self._rows[table.name]
-        while (taken := rows.take()) is not None:
-            row_count = self._form.row_count(taken)
+        while values := rows.take():
+            row_count = len(values) // len(table.columns)
             try:
                 file = self._file(table)
-                data = self._form.batch(file.stream, rows, taken)
+                data, degraded = self._form.batch(file.stream, values)
             except Exception as reason:  # noqa: BLE001 - one bad batch must not end the recording
                 self._forget()
                 self.lose("dropped", table.name, f"could not encode: {reason!r}"[:300], row_count)
                 continue
-            degraded = rows.take_degraded_count()
             if degraded:
                 self.lose("degraded", table.name, "values of an unexpected type, kept as text or null", degraded)
             try:

@@ -15,7 +15,7 @@ STANDS_ON = {
     "schema": set(),
     "errors": set(),
     "arrow_stream": {"schema"},
-    "rows": {"schema", "arrow_stream", "packed_rows"},
+    "rows": {"schema", "arrow_stream", "columns"},
     "spool": {"schema", "errors", "arrow_stream", "rows"},
     "rundir": {"schema", "errors"},
     "capture": {"schema", "errors", "spool", "rundir"},

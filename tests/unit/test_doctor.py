@@ -50,11 +50,11 @@ def test_a_python_without_recup_is_a_problem(monkeypatch, tmp_path):
 
 
 def test_parts_that_were_not_compiled_are_told_with_their_price(monkeypatch):
-    monkeypatch.setattr(doctor, "COMPILED", ("recup.packed_rows", "recup.spool", "recup.not_there"))
+    monkeypatch.setattr(doctor, "COMPILED", ("recup.columns", "recup.spool", "recup.not_there"))
     (check,) = doctor.compiled_parts()
     assert (check.level, check.statement) == (
         "warning",
-        "not compiled: recup.spool, recup.not_there; the record is the same, at about twice the CPU time per task",
+        "not compiled: recup.spool, recup.not_there; the record is the same, at more CPU time per task",
     )
 
 

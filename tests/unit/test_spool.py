@@ -30,11 +30,11 @@ def losses(spool_directory):
     return [(row["kind"], row["table"], row["row_count"]) for row in rows(spool_directory, "losses")]
 
 
-@pytest.fixture(params=["packed", "lists"], autouse=True)
+@pytest.fixture(params=["compiled", "python"], autouse=True)
 def form(request, monkeypatch):
-    if request.param == "lists":
-        monkeypatch.setattr("recup.rows.packed_rows", None)
-    elif rows_module.packed_rows is None:
+    if request.param == "python":
+        monkeypatch.setattr("recup.rows.compiled", None)
+    elif rows_module.compiled is None:
         pytest.skip("recup was built without a C compiler")
     return request.param
 
@@ -124,7 +124,7 @@ def test_a_key_that_cannot_be_one_costs_no_other_row(spool, form):
     spool.extender("transfer_keys")((1, "good", 1))
     spool.flush()
     written = [row["transfer"] for row in rows(spool.directory, "transfer_keys")]
-    if form == "lists":
+    if form == "python":
         assert written == [1]
         assert losses(spool.directory) == [("dropped", "transfer_keys", 1)]
     else:
@@ -135,9 +135,9 @@ def test_a_key_that_cannot_be_one_costs_no_other_row(spool, form):
 def test_a_batch_that_cannot_be_encoded_costs_only_its_own_rows(spool, monkeypatch):
     batch = type(spool._form).batch
 
-    def broken(form, stream, rows, taken):
+    def broken(form, stream, values):
         monkeypatch.undo()
-        batch(form, stream, rows, taken)
+        batch(form, stream, values)
         raise MemoryError("none left")
 
     monkeypatch.setattr(type(spool._form), "batch", broken)
@@ -225,8 +225,7 @@ def test_rows_beyond_the_limit_of_a_stuck_disk_are_dropped_and_counted(tmp_path,
     held.set()
     spool.flush()
     spool.flush()
-    is_written = (spool.directory / "clock_samples.arrows").exists()  # packed rows are dropped by the block
-    written = [row["time_ns"] for row in rows(spool.directory, "clock_samples")] if is_written else []
+    written = [row["time_ns"] for row in rows(spool.directory, "clock_samples")]
     [(kind, table, lost)] = losses(spool.directory)
     assert (kind, table, len(written) + lost) == ("dropped", "clock_samples", 21)
     assert lost > 0

@@ -44,7 +44,7 @@ def test_what_the_kernel_does_not_tell_is_unknown_and_not_zero(reading):
 def form(request, monkeypatch):
     if request.param == "python":
         monkeypatch.setattr(threads, "thread_readings", None)
-        monkeypatch.setattr("recup.rows.packed_rows", None)
+        monkeypatch.setattr("recup.rows.compiled", None)
     elif threads.thread_readings is None:
         pytest.skip("recup was built without a C compiler")
     return request.param

@@ -250,7 +250,10 @@ select
     crossed.above_terminate_at_s,
     paused.pause_count,
     paused.paused_s,
-    greatest(paused.paused_s * l.thread_count - coalesce(busy.busy_s, 0), 0) as paused_thread_s,
+    case
+        when paused.paused_s is null then 0.0
+        when l.thread_count is not null then greatest(paused.paused_s * l.thread_count - coalesce(busy.busy_s, 0), 0)
+    end as paused_thread_s,
     greatest(spilled.spilled_bytes, fullest.spilled_bytes) as spilled_bytes,
     spilled.unspilled_bytes,
     spill_times.spill_s,

@@ -1,0 +1,472 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+"""Rows of Python values to the columns of an Arrow batch: the compiled half of `recup.arrow_stream`.
+
+The writer thread shares the GIL and the processor's caches with the event loop it records,
+so what it costs counts: here it is half of what it is in Python.  `recup.rows` does without
+this module where it could not be built; the result is the same.
+
+Covers the buffers of a batch, and the numbers of keys and categories.  It does not cover
+files, nor the framing of messages (`recup.arrow_stream`).
+
+Nothing here trusts a value: what is not of the exact built-in type its column wants is
+converted by `odd`, and counted where something was lost.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.list cimport PyList_GET_ITEM
+from cpython.long cimport PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+cdef extern from "Python.h":
+    int64_t PyLong_AsLongLongAndOverflow(object, int*) except? -1
+    bint PyUnicode_IS_ASCII(object)
+    void* PyUnicode_DATA(object)
+    Py_ssize_t PyUnicode_GET_LENGTH(object)
+    object PyUnicode_AsEncodedString(object, const char*, const char*)
+
+DEF CACHED = 1024
+DEF DICTIONARY_LIMIT = 256
+
+
+cdef struct Entry:
+    uint32_t offset
+    uint32_t size       # of the text and, for a key that is no str, of its type's name behind it
+    uint32_t text_size
+
+
+cdef struct Slot:       # the number of an object; valid in one batch, whose values keep the object
+    PyObject* value
+    int32_t number
+
+
+cdef void* grown(void* old, size_t* capacity, size_t wanted, size_t item) except NULL:
+    """Return memory for that many items, with the old ones in it."""
+    cdef size_t new = capacity[0] if capacity[0] else 16
+    while new < wanted:
+        new *= 2
+    cdef void* memory = realloc(old, new * item)
+    if memory == NULL:
+        raise MemoryError()
+    capacity[0] = new
+    return memory
+
+
+def _as_text(value):
+    """Return `str(value)`, or a text that says why there is none; never raises."""
+    try:
+        return str.__str__(value) if isinstance(value, str) else str(value)
+    except Exception as reason:
+        return f"<{type(value).__name__} whose str() raised {type(reason).__name__}>"
+
+
+# ---------------------------------------------------------------- texts to numbers
+
+
+cdef uint32_t hashed(const char* data, size_t size, size_t text_size) noexcept nogil:
+    cdef uint64_t state = 0x9E3779B97F4A7C15ULL ^ size ^ (text_size << 32), word
+    while size >= 8:
+        memcpy(&word, data, 8)
+        state = (state ^ word) * 0xFF51AFD7ED558CCDULL
+        state ^= state >> 32
+        data += 8
+        size -= 8
+    if size:
+        word = 0
+        memcpy(&word, data, size)
+        state = (state ^ word) * 0xFF51AFD7ED558CCDULL
+        state ^= state >> 32
+    state *= 0xC4CEB9FE1A85EC53ULL
+    return <uint32_t>(state >> 32)
+
+
+cdef class Texts:
+    """Distinct texts, numbered from 0 as they come."""
+
+    cdef char* heap
+    cdef Entry* entries
+    cdef uint32_t* hashes
+    cdef uint32_t* table        # number of a text plus one, by hash; 0 is free
+    cdef size_t heap_size, heap_capacity, count, entry_capacity, hash_capacity, table_size
+
+    def __dealloc__(self):
+        free(self.heap)
+        free(self.entries)
+        free(self.hashes)
+        free(self.table)
+
+    cdef void clear(self) noexcept:
+        self.count = self.heap_size = 0
+        if self.table_size:
+            memset(self.table, 0, self.table_size * sizeof(uint32_t))
+
+    cdef int reserve(self, size_t size) except -1:
+        """Make room for one more text of that many bytes."""
+        cdef size_t place, table_size = self.table_size if self.table_size else 64
+        cdef uint32_t each
+        if self.heap_size + size > 0xFFFFFFFF:
+            raise MemoryError("more text than 4 GiB at a time")
+        if self.heap_size + size > self.heap_capacity:
+            self.heap = <char*>grown(self.heap, &self.heap_capacity, self.heap_size + size, 1)
+        if self.count == self.entry_capacity:
+            self.entries = <Entry*>grown(self.entries, &self.entry_capacity, self.count + 1, sizeof(Entry))
+        if self.count == self.hash_capacity:
+            self.hashes = <uint32_t*>grown(self.hashes, &self.hash_capacity, self.count + 1, sizeof(uint32_t))
+        while table_size < 2 * (self.count + 1):
+            table_size *= 2
+        if table_size != self.table_size:
+            free(self.table)
+            self.table_size = 0
+            self.table = <uint32_t*>calloc(table_size, sizeof(uint32_t))
+            if self.table == NULL:
+                raise MemoryError()
+            self.table_size = table_size
+            for each in range(<uint32_t>self.count):
+                place = self.hashes[each] & (table_size - 1)
+                while self.table[place]:
+                    place = (place + 1) & (table_size - 1)
+                self.table[place] = each + 1
+        return 0
+
+    cdef int32_t number(self, const char* data, size_t size, size_t text_size) except -1:
+        """Return the number of a text."""
+        self.reserve(size)
+        cdef uint32_t key = hashed(data, size, text_size)
+        cdef size_t place = key & (self.table_size - 1)
+        cdef uint32_t found
+        cdef Entry* other
+        while self.table[place]:
+            found = self.table[place] - 1
+            other = &self.entries[found]
+            if (
+                self.hashes[found] == key and other.size == size and other.text_size == text_size
+                and memcmp(self.heap + other.offset, data, size) == 0
+            ):
+                return <int32_t>found
+            place = (place + 1) & (self.table_size - 1)
+        memcpy(self.heap + self.heap_size, data, size)
+        self.entries[self.count] = Entry(<uint32_t>self.heap_size, <uint32_t>size, <uint32_t>text_size)
+        self.hashes[self.count] = key
+        self.heap_size += size
+        self.count += 1
+        self.table[place] = <uint32_t>self.count
+        return <int32_t>(self.count - 1)
+
+    cdef int32_t number_of(self, object text) except -1:
+        """Return the number of a str."""
+        cdef char* data
+        cdef Py_ssize_t size
+        if PyUnicode_IS_ASCII(text):
+            size = PyUnicode_GET_LENGTH(text)
+            return self.number(<const char*>PyUnicode_DATA(text), size, size)
+        encoded = PyUnicode_AsEncodedString(text, "utf-8", "backslashreplace")
+        PyBytes_AsStringAndSize(encoded, &data, &size)
+        return self.number(data, size, size)
+
+    cdef tuple columns(self, size_t first):
+        """Return Arrow's offsets and data of the texts from that number on."""
+        cdef size_t number, total = 0, rows = self.count - first
+        for number in range(first, self.count):
+            total += self.entries[number].text_size
+        offsets = PyBytes_FromStringAndSize(NULL, (rows + 1) * 4)
+        data = PyBytes_FromStringAndSize(NULL, total)
+        cdef int32_t* places = <int32_t*>PyBytes_AS_STRING(offsets)
+        cdef char* out = PyBytes_AS_STRING(data)
+        cdef Entry* entry
+        cdef int32_t position = 0
+        places[0] = 0
+        for number in range(first, self.count):
+            entry = &self.entries[number]
+            memcpy(out + position, self.heap + entry.offset, entry.text_size)
+            position += entry.text_size
+            places[number - first + 1] = position
+        return offsets, data
+
+
+cdef class KeyNumbers:
+    """Numbers of the keys of one spool.
+
+    Parameters
+    ----------
+    show : callable
+        Returns the text of a key that is no str.
+    """
+
+    cdef Texts texts
+    cdef dict others    # keys that are no str, by themselves: showing one costs a microsecond
+    cdef object show
+    cdef int64_t base
+    cdef size_t told
+
+    def __cinit__(self, show):
+        self.texts = Texts()
+        self.others = {}
+        self.show = show
+
+    def __len__(self):
+        return self.texts.count
+
+    @property
+    def new_count(self):
+        """Keys numbered since `new` was called."""
+        return self.texts.count - self.told
+
+    cdef int32_t number_of(self, object key) except -1:
+        if PyUnicode_CheckExact(key):
+            return self.texts.number_of(key)
+        try:
+            found = self.others.get(key)
+        except Exception:  # no key can be unhashable, but nothing keeps a hook from being told one
+            return self.number_shown(key)
+        if found is None:
+            found = self.number_shown(key)
+            self.others[key] = found
+        return found
+
+    cdef int32_t number_shown(self, object key) except -1:
+        text = (<str?>self.show(key)).encode("utf-8", "backslashreplace")
+        whole = text + type(key).__name__.encode("utf-8", "backslashreplace")
+        return self.texts.number(PyBytes_AS_STRING(whole), len(whole), len(text))
+
+    def new(self):
+        """Return what was numbered since the last call: first number, count, offsets, data and names of types."""
+        cdef size_t first = self.told, number
+        cdef Entry* entry
+        offsets, data = self.texts.columns(first)
+        types = []
+        for number in range(first, self.texts.count):
+            entry = &self.texts.entries[number]
+            types.append(
+                "str" if entry.size == entry.text_size else
+                self.texts.heap[entry.offset + entry.text_size : entry.offset + entry.size].decode("utf-8")
+            )
+        self.told = self.texts.count
+        return self.base + <int64_t>first, len(types), offsets, data, types
+
+    def forget(self):
+        """Number every key anew when it is met again."""
+        self.base += <int64_t>self.texts.count
+        self.told = 0
+        self.texts.clear()
+        self.others.clear()
+
+
+# ---------------------------------------------------------------- columns of a batch
+
+
+cdef tuple validity(const uint8_t* is_null, size_t count):
+    """Return Arrow's bitmap of the values that are not null, empty where none is, and the number of nulls."""
+    cdef size_t nulls = 0, row
+    for row in range(count):
+        nulls += is_null[row]
+    if not nulls:
+        return b"", 0
+    bitmap = PyBytes_FromStringAndSize(NULL, (count + 7) // 8)
+    cdef uint8_t* bits = <uint8_t*>PyBytes_AS_STRING(bitmap)
+    memset(bits, 0, (count + 7) // 8)
+    for row in range(count):
+        bits[row >> 3] |= (not is_null[row]) << (row & 7)
+    return bitmap, nulls
+
+
+cdef class Encoder:
+    """Makes columns of rows, and keeps the dictionaries of one stream.
+
+    Parameters
+    ----------
+    kinds : bytes
+        One letter per column: ``i`` int64, ``f`` float64, ``b`` bool, ``t`` text, ``c`` category, ``k`` key.
+    null_values : list of int or None
+        Integer that stands for null, by column.
+
+    Attributes
+    ----------
+    degraded_count : int
+        Values so far that were not of their column's type and lost something by that.
+    """
+
+    cdef bytes kinds
+    cdef list null_values
+    cdef dict dictionaries
+    cdef dict written
+    cdef Slot slots[CACHED]
+    cdef readonly long degraded_count
+
+    def __cinit__(self, bytes kinds, list null_values):
+        self.kinds = kinds
+        self.null_values = null_values
+        self.dictionaries = {number: Texts() for number, kind in enumerate(kinds) if kind == c"c"}
+        self.written = {}
+
+    def forget(self):
+        """Repeat every dictionary with the next batch."""
+        for texts in self.dictionaries.values():
+            (<Texts>texts).clear()
+        self.written.clear()
+
+    def columns(self, list values not None, KeyNumbers keys not None):
+        """Return nodes and buffers of rows, given one after the other, and the dictionaries to write before them.
+
+        Nodes are rows and nulls of each column; a dictionary is (column, texts, offsets, data).
+        The list must not change meanwhile.
+        """
+        cdef Py_ssize_t width = len(self.kinds), count = len(values) // width, number
+        cdef char kind
+        cdef Texts texts
+        nulls_of = bytearray(count)
+        cdef uint8_t* is_null = nulls_of
+        nodes, buffers, dictionaries = [], [], []
+        for number in range(width):
+            kind = self.kinds[number]
+            memset(is_null, 0, count)
+            if kind == c"i":
+                own = self.integers(values, number, width, count, is_null)
+            elif kind == c"f":
+                own = self.floats(values, number, width, count, is_null)
+            elif kind == c"b":
+                own = self.booleans(values, number, width, count, is_null)
+            elif kind == c"t":
+                own = self.texts(values, number, width, count, is_null)
+            elif kind == c"k":
+                own = self.numbers(values, number, width, count, is_null, None, keys)
+            else:
+                texts = self.dictionaries[number]
+                if texts.count > DICTIONARY_LIMIT:
+                    texts.clear()
+                    self.written.pop(number, None)
+                own = self.numbers(values, number, width, count, is_null, texts, None)
+                if self.written.get(number, -1) != <long>texts.count:
+                    self.written[number] = texts.count
+                    dictionaries.append((number, texts.count, *texts.columns(0)))
+            bitmap, nulls = validity(is_null, count)
+            nodes += (count, nulls)
+            buffers.append(bitmap)
+            buffers += own
+        return nodes, buffers, dictionaries
+
+    cdef list integers(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+        cdef Py_ssize_t row
+        cdef int overflow = 0
+        cdef bint has_null_value = self.null_values[first] is not None
+        cdef int64_t null_value = self.null_values[first] if has_null_value else 0
+        data = PyBytes_FromStringAndSize(NULL, count * 8)
+        cdef int64_t* out = <int64_t*>PyBytes_AS_STRING(data)
+        for row in range(count):
+            value = <object>PyList_GET_ITEM(values, first + row * width)
+            if PyLong_CheckExact(value):
+                out[row] = PyLong_AsLongLongAndOverflow(value, &overflow)
+                if overflow:
+                    self.degraded_count += 1
+            elif value is None:
+                overflow = 1
+            else:
+                try:
+                    out[row] = int(value)
+                    overflow = 0
+                except Exception:
+                    self.degraded_count += 1
+                    overflow = 1
+            if overflow:
+                out[row] = 0
+                is_null[row] = 1
+            elif has_null_value and out[row] == null_value:
+                is_null[row] = 1
+        return [data]
+
+    cdef list floats(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+        cdef Py_ssize_t row
+        data = PyBytes_FromStringAndSize(NULL, count * 8)
+        cdef double* out = <double*>PyBytes_AS_STRING(data)
+        for row in range(count):
+            value = <object>PyList_GET_ITEM(values, first + row * width)
+            if PyFloat_CheckExact(value):
+                out[row] = PyFloat_AS_DOUBLE(value)
+                continue
+            out[row] = 0.0
+            if value is None:
+                is_null[row] = 1
+                continue
+            try:
+                out[row] = float(value)
+            except Exception:
+                self.degraded_count += 1
+                is_null[row] = 1
+        return [data]
+
+    cdef list booleans(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+        cdef Py_ssize_t row
+        cdef bint is_true
+        data = PyBytes_FromStringAndSize(NULL, (count + 7) // 8)
+        cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(data)
+        memset(out, 0, (count + 7) // 8)
+        for row in range(count):
+            value = <object>PyList_GET_ITEM(values, first + row * width)
+            if value is None:
+                is_null[row] = 1
+                continue
+            try:
+                is_true = bool(value)
+            except Exception:
+                self.degraded_count += 1
+                is_null[row] = 1
+                continue
+            out[row >> 3] |= is_true << (row & 7)
+        return [data]
+
+    cdef list texts(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+        cdef Py_ssize_t row
+        offsets = PyBytes_FromStringAndSize(NULL, (count + 1) * 4)
+        cdef int32_t* places = <int32_t*>PyBytes_AS_STRING(offsets)
+        pieces = []
+        places[0] = 0
+        for row in range(count):
+            value = <object>PyList_GET_ITEM(values, first + row * width)
+            places[row + 1] = places[row]
+            if value is None:
+                is_null[row] = 1
+                continue
+            piece = PyUnicode_AsEncodedString(self.text_of(value), "utf-8", "backslashreplace")
+            if len(piece) > 0x7FFFFFFF - places[row]:
+                raise MemoryError("more text than 2 GiB in a batch")
+            places[row + 1] += <int32_t>len(piece)
+            pieces.append(piece)
+        return [offsets, b"".join(pieces)]
+
+    cdef object text_of(self, object value):
+        if PyUnicode_CheckExact(value):
+            return value
+        if not isinstance(value, str):
+            self.degraded_count += 1
+        return _as_text(value)
+
+    cdef list numbers(
+        self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null,
+        Texts texts, KeyNumbers keys,
+    ):
+        """Return the numbers of texts, or of keys where `texts` is None."""
+        cdef Py_ssize_t row
+        cdef PyObject* value
+        cdef Slot* slot
+        cdef bint are_keys = texts is None
+        data = PyBytes_FromStringAndSize(NULL, count * 4)
+        cdef int32_t* out = <int32_t*>PyBytes_AS_STRING(data)
+        memset(self.slots, 0, sizeof(self.slots))
+        for row in range(count):
+            value = <PyObject*>PyList_GET_ITEM(values, first + row * width)
+            if <object>value is None:
+                out[row] = -1
+                is_null[row] = 1
+                continue
+            slot = &self.slots[(<uintptr_t>value >> 4) % CACHED]
+            if slot.value != value:
+                if are_keys:
+                    slot.number = keys.number_of(<object>value) + <int32_t>keys.base
+                else:
+                    slot.number = texts.number_of(self.text_of(<object>value))
+                slot.value = value
+            out[row] = slot.number
+        return [data]
