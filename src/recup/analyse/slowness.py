@@ -138,8 +138,11 @@ def _tasks(run: Run) -> _Tasks:
     codes: dict[str, Codes] = {}
     for name in ("prefix", "group", "worker", "worker_id", "host", "thread"):
         column = pc.dictionary_encode(rows[name], null_encoding="encode").combine_chunks()
-        names[name] = column.dictionary.to_pylist()
-        codes[name] = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        found = column.dictionary.to_pylist()
+        # By name: of equals the same one is told each time.
+        order = sorted(range(len(found)), key=lambda code: (found[code] is None, found[code] or ""))
+        names[name] = [found[code] for code in order]
+        codes[name] = np.argsort(order)[column.indices.to_numpy(zero_copy_only=False)].astype(np.int64)
     # A worker is its server id, its address is what people know it by.
     firsts = dict(zip(*(codes[name].tolist() for name in ("worker_id", "worker")), strict=True)) if len(rows) else {}
     names["worker"] = [names["worker"][firsts[code]] for code in range(len(names["worker_id"]))]
@@ -288,7 +291,7 @@ def _cells_table(tasks: _Tasks, compared: _Compared) -> pa.Table:
             "ratio_high": float(np.exp(cell.log_ratio + peers.INTERVAL_Z * cell.error)),
             "excess_s": cell.excess_s,
         }
-        for cell in sorted(compared.cells, key=lambda cell: -cell.excess_s)[:SHOWN]
+        for cell in sorted(compared.cells, key=lambda cell: (-cell.excess_s, cell.kind, cell.place))[:SHOWN]
     ]
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     return pa.Table.from_pylist(
