@@ -158,6 +158,24 @@ full join outgoing o
     is_kept=True,
 )
 
+SPILLED_WORKERS = View(
+    "spilled_workers",
+    "One row per worker of which it is known that it spilled.",
+    (),
+    """
+-- What Dask calls disk-read and disk-write is all that took its store over 5 ms, on a disk or not.
+select server_id as worker_id from raw.spills
+union
+select server_id from raw.samples where metric = 'spilled_disk_bytes' and role = 'worker' and value > 0
+union
+select s.server_id
+from raw.samples x
+join servers s on s.address = x.subject
+where x.metric = 'memory_spilled_bytes' and x.value > 0
+""",
+    is_inner=True,
+)
+
 MOVED_RESULTS = View(
     "moved_results",
     "One row per result that moved between workers: how often, to how many, its size and the bytes moved.",
@@ -386,6 +404,7 @@ VIEWS: tuple[View, ...] = (
     TASK_RUNS,
     ACTIVITIES,
     TRANSFERS_DISTINCT,
+    SPILLED_WORKERS,
     MOVED_RESULTS,
     SUBMISSION_STORY,
     RUN_TIMES,

@@ -471,7 +471,11 @@ class Result(NamedTuple):
 
 @table("startstops", step=3)
 class StartStop(NamedTuple):
-    """One row per startstop of an attempt beside its first computation: transfers, disk reads and writes."""
+    """One row per startstop of an attempt beside its first computation: transfers, times in the worker's store.
+
+    Dask calls disk-read and disk-write whatever took the store over 5 ms: only where the
+    worker spilled (`spills`) was a disk part of it.
+    """
 
     key: Annotated[Key, _KEY]
     run_id: Annotated[int, Column("Attempt", null="not known to the observer", null_value=-1)]

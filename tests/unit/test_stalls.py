@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recup import schema
+from recup.analyse.budget import budget_totals
 from recup.analyse.stalled import _united, stalled_loops, stalls_by_prefix, stalls_by_process
 from recup.analyse.stalls import stalls
 from tests.unit.scheduled import C, came, counted, graph, lag, made, nothing, process, ran, task
@@ -101,6 +102,16 @@ def test_spilling_in_a_stall_is_certain_where_dask_timed_most_of_it(tmp_path):
         (said,) = stalls(run).conclusions
         assert rows(stalled_loops(run), "spill_count", "spilled_bytes", "disk_s") == [(1, 1000, pytest.approx(1.5))]
     assert (said.subject, said.certainty) == ("spill", "certain")
+
+
+def test_a_store_that_is_slow_has_not_spilled_for_that(tmp_path):
+    by_scheduler, by_worker = ran("a", 0, 1.0, 2.0)
+    slow = schema.StartStop("a", 0, "disk-write", at(10.5) / 1e9, at(12) / 1e9, None)
+    rows_ = [came(A), graph(), *task("a"), *by_scheduler]
+    with made(tmp_path, rows_, {A: [*by_worker, *lag(12, 2.0), slow]}, ended=40) as run:
+        assert rows(stalled_loops(run), "spill_count", "disk_s") == [(None, None)]
+        assert "spill" not in {each.subject for each in stalls(run).conclusions}
+        assert next(row["thread_s"] for row in budget_totals(run).to_pylist() if row["category"] == "spill") == 0.0
 
 
 def test_a_scheduler_in_the_process_of_its_client_may_be_stalled_by_its_code(tmp_path):

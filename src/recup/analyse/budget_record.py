@@ -158,7 +158,9 @@ from raw.startstops p
 join servers s on s.server_id = p.server_id
 join task_runs t on t.scheduler_id = s.scheduler_id and t.key_id = p.key_id and t.run_id = p.run_id
 left join clocks c on c.server_id = t.worker_id
-where p.action in ('disk-write', 'disk-read', 'deserialize') and (p.role <> 'scheduler' or t.received_s is null)
+where (p.action = 'deserialize'
+    or p.action in ('disk-write', 'disk-read') and t.worker_id in (select worker_id from spilled_workers))
+    and (p.role <> 'scheduler' or t.received_s is null)
 """
 
 WANTED_SQL = """

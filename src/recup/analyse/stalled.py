@@ -153,6 +153,7 @@ with stalls as (
     join activities a
         on a.worker_id = w.server_id and a.action in ('disk-read', 'disk-write')
         and a.start_s < w.to_s and a.stop_s > w.from_s
+    where w.server_id in (select worker_id from spilled_workers)
     group by number
 ), taken as (
     -- The graph is read on the loop, in the middle of the work on it.

@@ -388,8 +388,8 @@ def _attempt_ends(run: Run, key: str) -> Iterator[_Line]:
 _ACTIONS = {
     "compute": "computes",
     "transfer": "fetches",
-    "disk-read": "reads from disk",
-    "disk-write": "writes to disk",
+    "disk-read": "takes from its store",
+    "disk-write": "puts into its store",
     "deserialize": "unpacks",
 }
 
