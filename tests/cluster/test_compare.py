@@ -131,7 +131,7 @@ def test_the_verbs_print_and_end_as_asked(compared):
     assert tolerant.exit_code == 0
     assert "A task of work takes" in tolerant.output
     strict = CliRunner().invoke(main, ["compare", fast, "--with", slow, "--json", "--fail-over", "0"])
-    document = json.loads(strict.output)
+    document = json.loads(strict.stdout)
     assert document["conclusions"][0]["subject"] == "work"
     took = document["wall_b_s"] / document["wall_a_s"] - 1
     assert strict.exit_code == (3 if took > 0 else 0)
