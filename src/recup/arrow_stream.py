@@ -38,7 +38,7 @@ _SMALLEST_COMPRESSED = 1024
 """Below this many bytes a zstd frame costs more time than it saves space."""
 _ZSTD_LEVEL = -1
 """A quarter less time than level 1 on batches of half a second, for as good a ratio; sealing compresses anew."""
-_DICTIONARY_LIMIT = 256
+DICTIONARY_LIMIT = 256
 """Categories kept from batch to batch; past it a batch brings only its own, not all again."""
 
 Buffer = bytes | memoryview | bytearray
@@ -114,7 +114,7 @@ def _texts(values: Sequence[Any]) -> tuple[Buffer, int, Buffer, Buffer, int]:
         mask = np.array([value is not None for value in values], dtype=bool)
         validity, nulls = _validity(mask) if not mask.all() else (b"", 0)
         degraded = sum(value is not None and not isinstance(value, str) for value in values)
-        values = ["" if value is None else _as_text(value) for value in values]
+        values = ["" if value is None else as_text(value) for value in values]
         joined = "".join(values)
     lengths: Iterable[int]
     if joined.isascii():
@@ -127,7 +127,7 @@ def _texts(values: Sequence[Any]) -> tuple[Buffer, int, Buffer, Buffer, int]:
     return validity, nulls, offsets.tobytes(), data, degraded
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return `str(value)`, or a text that says why there is none; never raises."""
     try:
         return str.__str__(value) if isinstance(value, str) else str(value)
@@ -355,10 +355,10 @@ class ArrowStream:
         try:
             distinct = dict.fromkeys(values)
         except TypeError:  # unhashable: not text
-            values = [None if value is None else _as_text(value) for value in values]
+            values = [None if value is None else as_text(value) for value in values]
             distinct = dict.fromkeys(values)
         new = [value for value in distinct if value not in codes]
-        if len(codes) + len(new) > _DICTIONARY_LIMIT:
+        if len(codes) + len(new) > DICTIONARY_LIMIT:
             codes.clear()
             new = list(distinct)
         # A dictionary without None has not been written yet: readers want one, even empty.

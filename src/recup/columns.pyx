@@ -9,7 +9,7 @@ Covers the buffers of a batch, and the numbers of keys and categories.  It does 
 files, nor the framing of messages (`recup.arrow_stream`).
 
 Nothing here trusts a value: what is not of the exact built-in type its column wants is
-converted by `odd`, and counted where something was lost.
+converted as well as can be, and counted where something was lost.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
@@ -22,6 +22,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from recup.arrow_stream import DICTIONARY_LIMIT, as_text
+
 cdef extern from "Python.h":
     int64_t PyLong_AsLongLongAndOverflow(object, int*) except? -1
     bint PyUnicode_IS_ASCII(object)
@@ -30,7 +32,6 @@ cdef extern from "Python.h":
     object PyUnicode_AsEncodedString(object, const char*, const char*)
 
 DEF CACHED = 1024
-DEF DICTIONARY_LIMIT = 256
 
 
 cdef struct Entry:
@@ -54,14 +55,6 @@ cdef void* grown(void* old, size_t* capacity, size_t wanted, size_t item) except
         raise MemoryError()
     capacity[0] = new
     return memory
-
-
-def _as_text(value):
-    """Return `str(value)`, or a text that says why there is none; never raises."""
-    try:
-        return str.__str__(value) if isinstance(value, str) else str(value)
-    except Exception as reason:
-        return f"<{type(value).__name__} whose str() raised {type(reason).__name__}>"
 
 
 # ---------------------------------------------------------------- texts to numbers
@@ -167,23 +160,23 @@ cdef class Texts:
         PyBytes_AsStringAndSize(encoded, &data, &size)
         return self.number(data, size, size)
 
-    cdef tuple columns(self, size_t first):
-        """Return Arrow's offsets and data of the texts from that number on."""
-        cdef size_t number, total = 0, rows = self.count - first
-        for number in range(first, self.count):
+    cdef tuple columns(self):
+        """Return Arrow's offsets and data of all texts."""
+        cdef size_t number, total = 0
+        for number in range(self.count):
             total += self.entries[number].text_size
-        offsets = PyBytes_FromStringAndSize(NULL, (rows + 1) * 4)
+        offsets = PyBytes_FromStringAndSize(NULL, (self.count + 1) * 4)
         data = PyBytes_FromStringAndSize(NULL, total)
         cdef int32_t* places = <int32_t*>PyBytes_AS_STRING(offsets)
         cdef char* out = PyBytes_AS_STRING(data)
         cdef Entry* entry
         cdef int32_t position = 0
         places[0] = 0
-        for number in range(first, self.count):
+        for number in range(self.count):
             entry = &self.entries[number]
             memcpy(out + position, self.heap + entry.offset, entry.text_size)
             position += entry.text_size
-            places[number - first + 1] = position
+            places[number + 1] = position
         return offsets, data
 
 
@@ -233,19 +226,19 @@ cdef class KeyNumbers:
         return self.texts.number(PyBytes_AS_STRING(whole), len(whole), len(text))
 
     def new(self):
-        """Return what was numbered since the last call: first number, count, offsets, data and names of types."""
-        cdef size_t first = self.told, number
+        """Return rows of the keys numbered since the last call, as one list: number, text and name of the type of each."""
+        cdef size_t number
         cdef Entry* entry
-        offsets, data = self.texts.columns(first)
-        types = []
-        for number in range(first, self.texts.count):
+        cdef char* text
+        values = []
+        for number in range(self.told, self.texts.count):
             entry = &self.texts.entries[number]
-            types.append(
-                "str" if entry.size == entry.text_size else
-                self.texts.heap[entry.offset + entry.text_size : entry.offset + entry.size].decode("utf-8")
-            )
+            text = self.texts.heap + entry.offset
+            values.append(self.base + <int64_t>number)
+            values.append(text[: entry.text_size].decode("utf-8"))
+            values.append("str" if entry.size == entry.text_size else text[entry.text_size : entry.size].decode("utf-8"))
         self.told = self.texts.count
-        return self.base + <int64_t>first, len(types), offsets, data, types
+        return values
 
     def forget(self):
         """Number every key anew when it is met again."""
@@ -341,7 +334,7 @@ cdef class Encoder:
                 own = self.numbers(values, number, width, count, is_null, texts, None)
                 if self.written.get(number, -1) != <long>texts.count:
                     self.written[number] = texts.count
-                    dictionaries.append((number, texts.count, *texts.columns(0)))
+                    dictionaries.append((number, texts.count, *texts.columns()))
             bitmap, nulls = validity(is_null, count)
             nodes += (count, nulls)
             buffers.append(bitmap)
@@ -441,7 +434,7 @@ cdef class Encoder:
             return value
         if not isinstance(value, str):
             self.degraded_count += 1
-        return _as_text(value)
+        return as_text(value)
 
     cdef list numbers(
         self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null,

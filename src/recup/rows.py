@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import numpy.typing as npt
 
 from recup.arrow_stream import ArrowStream, numbered
@@ -168,7 +167,6 @@ class CompiledForm:
 
     def __init__(self, show_key: Callable[[Any], str]):
         self._keys = compiled.KeyNumbers(show_key)
-        self._key_types: dict[str, int] = {}
         self._encoders: WeakKeyDictionary[ArrowStream, compiled.Encoder] = WeakKeyDictionary()
 
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
@@ -186,18 +184,8 @@ class CompiledForm:
 
     def new_keys(self, stream: ArrowStream) -> tuple[bytes, int]:
         """Return the messages of the keys numbered since the last call, and how many they are."""
-        first, count, offsets, data, types = self._keys.new()
-        known = len(self._key_types)
-        codes = np.array([self._key_types.setdefault(each, len(self._key_types)) for each in types], dtype="<i4")
-        dictionaries = []
-        if len(self._key_types) > known:
-            texts = [each.encode() for each in self._key_types]
-            places = np.cumsum([0, *map(len, texts)], dtype="<i4")
-            dictionaries.append((2, len(texts), places.tobytes(), b"".join(texts)))
-        ids = np.arange(first, first + count, dtype="<i8")
-        return stream.ready_batch(
-            [count, 0] * 3, [b"", ids.tobytes(), b"", offsets, data, b"", codes.tobytes()], dictionaries
-        ), count
+        values = self._keys.new()
+        return self.batch(stream, values)[0], len(values) // len(stream.columns)
 
     @property
     def key_count(self) -> int:
@@ -216,7 +204,6 @@ class CompiledForm:
     def forget(self, streams: Iterable[ArrowStream]) -> None:
         """Repeat all keys, and the dictionaries of these streams."""
         self.forget_keys()
-        self._key_types.clear()
         for stream in streams:
             self._encoders[stream].forget()
 

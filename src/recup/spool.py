@@ -5,9 +5,9 @@ One `Spool` per server (scheduler, worker, nanny, client): rows per table that h
 writer thread per process writes the rows twice a second.  What has been written survives the
 death of the process, whatever kills it: nothing waits in a user-space buffer.
 
-Covers buffering, files, full or vanished disks, forks, and the count of
-all that was lost.  It does not cover what the rows say (`recup.schema`), nor reading them
-back (`recup.store`).
+Covers files, full or vanished disks, forks, and the count of all that was lost.  It does
+not cover what the rows say (`recup.schema`), how they wait and become batches
+(`recup.rows`), nor reading them back (`recup.store`).
 """
 
 from __future__ import annotations
