@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
-from recup.analyse.rows import Document, rows_of
+from recup.analyse.rows import Document, ranks, rows_of
 from recup.terminal import bytes_text, plural, seconds_text
 
 if TYPE_CHECKING:
@@ -358,9 +358,7 @@ def _by_prefix(held: Held, at_s: float) -> pa.Table:
         "restricted_task_count": total(held["is_restricted"]),
     }
     roots = total(held["is_root"])
-    by_name = np.argsort(
-        sorted(range(count), key=lambda each: (held["names"][each] is None, held["names"][each] or ""))
-    )
+    by_name = np.array(ranks(held["names"].tolist()), np.int64)
     rows = [
         {
             "prefix": held["names"][each],

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from recup.analyse import peers
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
 from recup.analyse.io import io_source
-from recup.analyse.rows import Document, rows_of
+from recup.analyse.rows import Document, ranks, rows_of
 from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
@@ -139,10 +139,9 @@ def _tasks(run: Run) -> _Tasks:
     for name in ("prefix", "group", "worker", "worker_id", "host", "thread"):
         column = pc.dictionary_encode(rows[name], null_encoding="encode").combine_chunks()
         found = column.dictionary.to_pylist()
-        # By name: of equals the same one is told each time.
-        order = sorted(range(len(found)), key=lambda code: (found[code] is None, found[code] or ""))
-        names[name] = [found[code] for code in order]
-        codes[name] = np.argsort(order)[column.indices.to_numpy(zero_copy_only=False)].astype(np.int64)
+        rank = np.array(ranks(found), np.int64)
+        names[name] = [found[code] for code in np.argsort(rank)]
+        codes[name] = rank[column.indices.to_numpy(zero_copy_only=False)]
     # A worker is its server id, its address is what people know it by.
     firsts = dict(zip(*(codes[name].tolist() for name in ("worker_id", "worker")), strict=True)) if len(rows) else {}
     names["worker"] = [names["worker"][firsts[code]] for code in range(len(names["worker_id"]))]

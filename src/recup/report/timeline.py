@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recup.analyse.rows import ranks
 from recup.report.columns import (
     Column,
     Numbers,
@@ -226,10 +227,8 @@ def _codes(rows: pa.Table, name: str) -> tuple[Numbers, list[str]]:
     if not len(column):
         return np.zeros(0, np.int64), []
     values = column.dictionary.to_pylist()
-    ranking = sorted(range(len(values)), key=values.__getitem__)
-    rank = np.empty(len(values), np.int64)
-    rank[ranking] = np.arange(len(values))
-    return rank[column.indices.to_numpy(zero_copy_only=False)], [values[each] for each in ranking]
+    rank = np.array(ranks(values), np.int64)
+    return rank[column.indices.to_numpy(zero_copy_only=False)], [values[each] for each in np.argsort(rank)]
 
 
 def _ranked_codes(rows: pa.Table, name: str, weight: Numbers) -> tuple[Numbers, list[str]]:
