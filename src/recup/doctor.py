@@ -173,7 +173,7 @@ def fresh_interpreter() -> list[Check]:
 COMPILED = (
     "recup.capture.taskgraph",
     "recup.capture.thread_readings",
-    "recup.capture.transitions",
+    "recup.capture.transition_hooks",
     "recup.columns",
 )
 """What runs for every task; each has a form in Python that takes its place."""

@@ -1,12 +1,11 @@
-# cython: annotation_typing=False
 """The two hooks that Dask calls most: a task's transitions on the scheduler and on a worker.
 
 Covers the rows of transitions, of attempts' ends, and what comes with them.  It does not
 cover the rest of what scheduler and worker say (`recup.capture.scheduler`, `.worker`).
 
-Each hook is a closure over local names: at six calls a task each attribute not looked up
-counts.  Where there is a C compiler this module is compiled as it stands; a hook comes
-when its own code has long left the processor's caches, and compiled there is less of it.
+Where `recup.capture.transition_hooks` was compiled, the hooks are made there and record the
+same.  Here each is a closure over local names: at six calls a task each attribute not
+looked up counts.
 """
 
 from __future__ import annotations
@@ -17,6 +16,13 @@ from typing import Any
 
 from recup.spool import Spool
 
+try:
+    from recup.capture import transition_hooks as compiled
+except ImportError:  # built without a C compiler
+    compiled = None  # type: ignore[assignment]
+
+_WAITING_LIMIT = 1_000_000
+"""Transitions kept in memory when the disk does not take them; more are dropped and counted."""
 _ENDS = {"ExecuteSuccessEvent", "ExecuteFailureEvent", "RescheduleEvent"}
 
 
@@ -27,6 +33,9 @@ def scheduler_hook(
 
     `switch_off` is called when the hook has failed a hundred times.
     """
+    if compiled is not None and type(scheduler.tasks) is dict:
+        hook = compiled.SchedulerHook(spool, switch_off, scheduler.tasks)
+        return _attached(spool, hook)
     put, put_result = spool.extender("scheduler_transitions"), spool.extender("results")
     put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
     tasks, time_ns = scheduler.tasks, time.time_ns
@@ -94,28 +103,32 @@ def worker_hook(
 
     Dask calls the hook without a cause; the cause is the newest entry of its stimulus log,
     which it appends before handling.  Its transition counter counts a transition that goes
-    through ``released`` once more than it calls the hook: those are counted here from the
-    jumps, so that recorded + compound must equal Dask's own count.
+    through ``released`` once more than it calls the hook: where it is one ahead at such a
+    call, that is counted here, so that recorded + compound must equal Dask's own count.
 
     `executes` is given the task when the worker is about to run it.
     """
+    if compiled is not None and type(worker.state.tasks) is dict:
+        hook = compiled.WorkerHook(spool, switch_off, worker, _ENDS, executes, _type_name)
+        return _attached(spool, hook)
     put, put_result = spool.extender("worker_transitions"), spool.extender("results")
     put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
     put_reception = spool.extender("receptions")
     state, time_ns = worker.state, time.time_ns
     tasks, stimulus_log = state.tasks, state.stimulus_log
     address = worker.address
-    count = compound = 0
+    count = compound = counted = 0
     counter = state.transition_counter
     delays: dict[Any, float] = {}
     written_end: Any = None
 
     def transition(key: Any, start: str, finish: str, **_: Any) -> None:
-        nonlocal count, compound, counter, written_end
+        nonlocal count, compound, counter, counted, written_end
         count += 1
         try:
-            compound += state.transition_counter - counter - 1
-            counter = state.transition_counter
+            if finish == "released":
+                compound += state.transition_counter - counter == count - counted + 1
+                counter, counted = state.transition_counter, count
             stimulus = stimulus_log[-1] if stimulus_log else None
             cause = None if stimulus is None else stimulus.stimulus_id
             task = tasks.get(key)
@@ -170,6 +183,13 @@ def worker_hook(
             put_error((now, key, run_id, address, None, failure, getattr(stimulus, "traceback_text", None)))
 
     return transition, lambda: (count, compound)
+
+
+def _attached(spool: Spool, hook: Any) -> tuple[Callable[..., None], Callable[[], Any]]:
+    """Have the writer thread make rows of what a compiled hook keeps; returns it, and a function that tells its counts."""
+    spool.prepare.append(spool.guard("rows of transitions", hook.make_rows))
+    spool.limits.append(spool.guard("limit of transitions", lambda: hook.limit(_WAITING_LIMIT)))
+    return hook.function, lambda: hook.counts
 
 
 def _type_name(kind: Any) -> str:
