@@ -18,9 +18,10 @@ from cpython.list cimport PyList_GET_ITEM
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy, memset
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from recup.arrow_stream import DICTIONARY_LIMIT, as_text
 
@@ -30,8 +31,13 @@ cdef extern from "Python.h":
     void* PyUnicode_DATA(object)
     Py_ssize_t PyUnicode_GET_LENGTH(object)
     object PyUnicode_AsEncodedString(object, const char*, const char*)
+    PyObject** PySequence_Fast_ITEMS(object)
 
 DEF CACHED = 1024
+DEF KEPT_ROWS = 16384       # room for waiting rows that is kept when all have been taken
+DEF TAKEN_ROWS = 8192       # rows taken at a time: the event loop may go on in between
+
+cdef int64_t NO_FLOAT = 0x7FF85EC000000001    # a NaN that nothing computes
 
 
 cdef struct Entry:
@@ -248,6 +254,131 @@ cdef class KeyNumbers:
         self.others.clear()
 
 
+# ---------------------------------------------------------------- rows of compiled hooks
+
+
+cdef class Slots:
+    """Rows of one table that compiled hooks put and the writer thread takes, both under the GIL.
+
+    A row is eight bytes per column: a number as it is, or a reference; no object but texts
+    and keys has to be met again when the row is written.
+
+    Parameters
+    ----------
+    kinds : bytes
+        As of `Encoder`.
+    null_values : list of int or None
+        As of `Encoder`; a whole number that is null is kept as this one.
+    """
+
+    def __cinit__(self, bytes kinds, list null_values):
+        self.kinds = kinds
+        self.width = len(kinds)
+        self.null_values = null_values
+
+    def __dealloc__(self):
+        self.clear()
+        free(self.slots)
+        free(self.taken)
+
+    def __len__(self):
+        return self.count + self.taken_count - self.place
+
+    cdef int64_t* add(self) except NULL:
+        """Return a new row, to be filled with `keep`, `whole` and `real` or as they do, before anything else happens."""
+        cdef int64_t* row
+        if self.count == self.capacity:
+            self.slots = <int64_t*>grown(self.slots, &self.capacity, self.count + 256, self.width * 8)
+        row = self.slots + self.count * self.width
+        self.count += 1
+        return row
+
+    cdef int64_t whole(self, Py_ssize_t column, object value) except? -1:
+        """Return a whole number, or what stands for null in this column, as it is put in a row."""
+        cdef int overflow = 0
+        cdef int64_t number
+        if PyLong_CheckExact(value):
+            number = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if not overflow:
+                return number
+        elif value is None:
+            return self.null_values[column]
+        else:
+            try:
+                return int(value)
+            except Exception:
+                pass
+        self.degraded_count += 1
+        return self.null_values[column]
+
+    cdef int64_t real(self, object value) except? -1:
+        """Return a float, or null, as it is put in a row."""
+        cdef double number
+        cdef int64_t bits
+        if value is None:
+            return NO_FLOAT
+        if PyFloat_CheckExact(value):
+            number = PyFloat_AS_DOUBLE(value)
+        else:
+            try:
+                number = float(value)
+            except Exception:
+                self.degraded_count += 1
+                return NO_FLOAT
+        memcpy(&bits, &number, 8)
+        return bits
+
+    def take(self):
+        """Have the oldest rows ready for `Encoder.columns`, some thousand at most, and return their number.
+
+        Those that were ready before are let go.
+        """
+        self.release(self.ready, self.ready_count)
+        self.ready_count = 0
+        if self.place == self.taken_count:
+            if self.taken_capacity > KEPT_ROWS:
+                free(self.taken)
+                self.taken, self.taken_capacity = NULL, 0
+            self.slots, self.taken = self.taken, self.slots
+            self.capacity, self.taken_capacity = self.taken_capacity, self.capacity
+            self.taken_count, self.count, self.place = self.count, 0, 0
+        self.ready = self.taken + self.place * self.width
+        self.ready_count = min(self.taken_count - self.place, TAKEN_ROWS)
+        self.place += self.ready_count
+        return self.ready_count
+
+    def drop_oldest(self, size_t row_limit):
+        """Drop rows down to half the limit when more wait that no one takes yet; returns the number of rows dropped."""
+        if self.count <= row_limit:
+            return 0
+        cdef size_t dropped = self.count - row_limit // 2
+        cdef size_t size = dropped * self.width * 8
+        cdef int64_t* old = <int64_t*>malloc(size)
+        if old == NULL:
+            raise MemoryError()
+        memcpy(old, self.slots, size)
+        self.count -= dropped
+        memmove(self.slots, self.slots + dropped * self.width, self.count * self.width * 8)
+        self.release(old, dropped)
+        free(old)
+        return dropped
+
+    def clear(self):
+        """Let go of all rows."""
+        self.take()
+        while self.take():
+            pass
+
+    cdef int release(self, int64_t* rows, size_t count) except -1:
+        cdef size_t row
+        cdef Py_ssize_t column
+        for column in range(self.width):
+            if self.kinds[column] in b"tck":
+                for row in range(count):
+                    Py_XDECREF(<PyObject*><intptr_t>rows[row * self.width + column])
+        return 0
+
+
 # ---------------------------------------------------------------- columns of a batch
 
 
@@ -301,13 +432,26 @@ cdef class Encoder:
             (<Texts>texts).clear()
         self.written.clear()
 
-    def columns(self, list values not None, KeyNumbers keys not None):
-        """Return nodes and buffers of rows, given one after the other, and the dictionaries to write before them.
+    def columns(self, values, KeyNumbers keys not None):
+        """Return nodes and buffers of rows, and the dictionaries to write before them.
 
         Nodes are rows and nulls of each column; a dictionary is (column, texts, offsets, data).
-        The list must not change meanwhile.
+
+        Parameters
+        ----------
+        values : list or Slots
+            Values of the rows one after the other, in a list that must not change meanwhile; or
+            the rows taken last.
         """
-        cdef Py_ssize_t width = len(self.kinds), count = len(values) // width, number
+        if isinstance(values, Slots):
+            self.degraded_count += (<Slots>values).degraded_count
+            (<Slots>values).degraded_count = 0
+            return self.encoded(None, <Slots>values, (<Slots>values).ready_count, keys)
+        return self.encoded(values, None, len(values) // len(self.kinds), keys)
+
+    cdef tuple encoded(self, list values, Slots slots, Py_ssize_t count, KeyNumbers keys):
+        cdef Py_ssize_t width = len(self.kinds), number
+        cdef PyObject** cells = PySequence_Fast_ITEMS(values) if slots is None else <PyObject**>slots.ready
         cdef char kind
         cdef Texts texts
         nulls_of = bytearray(count)
@@ -316,22 +460,24 @@ cdef class Encoder:
         for number in range(width):
             kind = self.kinds[number]
             memset(is_null, 0, count)
-            if kind == c"i":
+            if slots is not None and kind in b"if":
+                own = self.raw(<int64_t*>cells, number, width, count, is_null)
+            elif kind == c"i":
                 own = self.integers(values, number, width, count, is_null)
             elif kind == c"f":
                 own = self.floats(values, number, width, count, is_null)
             elif kind == c"b":
-                own = self.booleans(values, number, width, count, is_null)
+                own = self.booleans(cells, number, width, count, is_null)
             elif kind == c"t":
-                own = self.texts(values, number, width, count, is_null)
+                own = self.texts(cells, number, width, count, is_null)
             elif kind == c"k":
-                own = self.numbers(values, number, width, count, is_null, None, keys)
+                own = self.numbers(cells, number, width, count, is_null, None, keys)
             else:
                 texts = self.dictionaries[number]
                 if texts.count > DICTIONARY_LIMIT:
                     texts.clear()
                     self.written.pop(number, None)
-                own = self.numbers(values, number, width, count, is_null, texts, None)
+                own = self.numbers(cells, number, width, count, is_null, texts, None)
                 if self.written.get(number, -1) != <long>texts.count:
                     self.written[number] = texts.count
                     dictionaries.append((number, texts.count, *texts.columns()))
@@ -340,6 +486,22 @@ cdef class Encoder:
             buffers.append(bitmap)
             buffers += own
         return nodes, buffers, dictionaries
+
+    cdef list raw(self, int64_t* cells, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+        """Return numbers that are there as they are to be written."""
+        cdef Py_ssize_t row
+        cdef bint is_float = self.kinds[first] == c"f"
+        cdef bint has_null_value = is_float or self.null_values[first] is not None
+        cdef int64_t null_value = NO_FLOAT if is_float else self.null_values[first] if has_null_value else 0
+        data = PyBytes_FromStringAndSize(NULL, count * 8)
+        cdef int64_t* out = <int64_t*>PyBytes_AS_STRING(data)
+        for row in range(count):
+            out[row] = cells[first + row * width]
+            if has_null_value and out[row] == null_value:
+                is_null[row] = 1
+                if is_float:
+                    out[row] = 0
+        return [data]
 
     cdef list integers(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
         cdef Py_ssize_t row
@@ -390,14 +552,14 @@ cdef class Encoder:
                 is_null[row] = 1
         return [data]
 
-    cdef list booleans(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+    cdef list booleans(self, PyObject** cells, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
         cdef Py_ssize_t row
         cdef bint is_true
         data = PyBytes_FromStringAndSize(NULL, (count + 7) // 8)
         cdef uint8_t* out = <uint8_t*>PyBytes_AS_STRING(data)
         memset(out, 0, (count + 7) // 8)
         for row in range(count):
-            value = <object>PyList_GET_ITEM(values, first + row * width)
+            value = <object>cells[first + row * width]
             if value is None:
                 is_null[row] = 1
                 continue
@@ -410,14 +572,14 @@ cdef class Encoder:
             out[row >> 3] |= is_true << (row & 7)
         return [data]
 
-    cdef list texts(self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
+    cdef list texts(self, PyObject** cells, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null):
         cdef Py_ssize_t row
         offsets = PyBytes_FromStringAndSize(NULL, (count + 1) * 4)
         cdef int32_t* places = <int32_t*>PyBytes_AS_STRING(offsets)
         pieces = []
         places[0] = 0
         for row in range(count):
-            value = <object>PyList_GET_ITEM(values, first + row * width)
+            value = <object>cells[first + row * width]
             places[row + 1] = places[row]
             if value is None:
                 is_null[row] = 1
@@ -437,7 +599,7 @@ cdef class Encoder:
         return as_text(value)
 
     cdef list numbers(
-        self, list values, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null,
+        self, PyObject** cells, Py_ssize_t first, Py_ssize_t width, Py_ssize_t count, uint8_t* is_null,
         Texts texts, KeyNumbers keys,
     ):
         """Return the numbers of texts, or of keys where `texts` is None."""
@@ -449,7 +611,7 @@ cdef class Encoder:
         cdef int32_t* out = <int32_t*>PyBytes_AS_STRING(data)
         memset(self.slots, 0, sizeof(self.slots))
         for row in range(count):
-            value = <PyObject*>PyList_GET_ITEM(values, first + row * width)
+            value = cells[first + row * width]
             if <object>value is None:
                 out[row] = -1
                 is_null[row] = 1

@@ -1,15 +1,17 @@
 """Rows between the hooks that give them and the stream that writes them.
 
-A table's rows wait as one list of values.  Where `recup.columns` was compiled, batches are
-made of them there, else in Python: the result is the same, at about twice the cost.
-Both forms have the same methods, which `recup.spool` calls; nothing else should.
+A table's rows wait as one list of values; those of compiled hooks wait as they are to be
+written (`recup.columns.Slots`).  Where that module was compiled, batches are made of them
+there, else in Python: the result is the same, at about twice the cost.  Both forms have
+the same methods, which `recup.spool` calls; nothing else should.
 
 Covers waiting rows, numbers of keys, and batches.  It does not cover files.
 
 Why lists of flat values: `list.extend(tuple)` is one atomic call under the GIL, costs
 about 0.1 us, keeps no tuple alive for the garbage collector to visit, and touches little
-memory.  Packing rows in the hook instead was tried, compiled too: it made the writer
-cheaper by less than it cost the event loop, whose caches hold other things.
+memory.  The hooks that Dask calls most have numbers and references stored side by side
+instead; giving texts their numbers in the hook was tried, and cost the event loop, whose
+caches hold other things, more than it spared the writer.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ class Form(Protocol):
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
 
-    def batch(self, stream: ArrowStream, values: list[Any]) -> tuple[bytes, int]:
-        """Return the messages of rows, and how many values were not of their column's type."""
+    def batch(self, stream: ArrowStream, values: Any) -> tuple[bytes, int]:
+        """Return the messages of rows as `Rows.take` gave them, and how many values were not of their column's type."""
 
     def new_keys(self, stream: ArrowStream) -> tuple[bytes, int]:
         """Return the messages of the keys numbered since the last call, and how many they are."""
@@ -66,33 +68,44 @@ def letters(columns: Sequence[Column]) -> bytes:
 
 
 class Rows:
-    """Rows of one table that wait to be written, as one list of values."""
+    """Rows of one table that wait to be written: as one list of values, and those of compiled hooks as they are."""
 
     def __init__(self, table: Table):
         self._values: list[Any] = []
+        self._columns = table.columns
         self._width = len(table.columns)
         self._taking = threading.Lock()
+        self._slots: compiled.Slots | None = None
         self.put: Callable[[tuple[Any, ...]], None] = self._values.extend
         """Add one row, whose values must be those of the table's columns."""
 
     def __len__(self) -> int:
-        return len(self._values) // self._width
+        return len(self._values) // self._width + (0 if self._slots is None else len(self._slots))
 
-    def take(self) -> list[Any]:
-        """Return the values of the oldest rows, of a chunk of them at most; they wait no longer."""
+    def slots(self) -> compiled.Slots | None:
+        """Return where compiled hooks put rows of this table; None where there is no compiled form."""
+        if self._slots is None and compiled is not None:
+            self._slots = compiled.Slots(letters(self._columns), [column.null_value for column in self._columns])
+        return self._slots
+
+    def take(self) -> tuple[Any, int]:
+        """Return the oldest rows for `Form.batch`, of a chunk of them at most, and their number; they wait no longer."""
         with self._taking:
             values = self._values[: _CHUNK_ROWS * self._width]
             del self._values[: len(values)]
-        return values
+        if values or self._slots is None:
+            return values, len(values) // self._width
+        return self._slots, self._slots.take()
 
     def drop_oldest(self, value_limit: int) -> int:
         """Drop rows down to half the limit when more values than that wait; returns the number of rows dropped."""
+        dropped = 0 if self._slots is None else self._slots.drop_oldest(value_limit // self._width)
         if len(self._values) <= value_limit or not self._taking.acquire(timeout=0.05):
-            return 0
+            return dropped
         try:
-            surplus = len(self) - value_limit // 2 // self._width
+            surplus = len(self._values) // self._width - value_limit // 2 // self._width
             del self._values[: surplus * self._width]
-            return surplus
+            return dropped + surplus
         finally:
             self._taking.release()
 
@@ -100,6 +113,8 @@ class Rows:
         """Forget all that waits; in a forked child, whose parent may have been taking."""
         self._taking = threading.Lock()
         self._values.clear()
+        if self._slots is not None:
+            self._slots.clear()
 
 
 class PythonForm:
@@ -115,7 +130,7 @@ class PythonForm:
         """Return the stream of one table's file."""
         return ArrowStream(columns, metadata, self._intern)
 
-    def batch(self, stream: ArrowStream, values: list[Any]) -> tuple[bytes, int]:
+    def batch(self, stream: ArrowStream, values: Any) -> tuple[bytes, int]:
         """Return the messages of rows, and how many values were not of their column's type."""
         width, before = len(stream.columns), stream.degraded_count
         data = stream.batch([values[i::width] for i in range(width)])
@@ -175,7 +190,7 @@ class CompiledForm:
         self._encoders[stream] = compiled.Encoder(letters(columns), [column.null_value for column in columns])
         return stream
 
-    def batch(self, stream: ArrowStream, values: list[Any]) -> tuple[bytes, int]:
+    def batch(self, stream: ArrowStream, values: Any) -> tuple[bytes, int]:
         """Return the messages of rows, and how many values were not of their column's type."""
         encoder = self._encoders[stream]
         before = encoder.degraded_count

@@ -211,6 +211,10 @@ class Spool:
         """
         return self._waiting(table_name).put
 
+    def slots(self, table_name: str) -> Any:
+        """Return where compiled hooks put rows of a table (`recup.columns.Slots`); None where nothing is compiled."""
+        return self._waiting(table_name).slots()
+
     def put(self, row: Any) -> None:
         """Add one row of any table; never raises, never blocks."""
         try:
@@ -329,8 +333,10 @@ class Spool:
 
     def _flush_table(self, table: Table) -> None:
         rows = self._rows[table.name]
-        while values := rows.take():
-            row_count = len(values) // len(table.columns)
+        while True:
+            values, row_count = rows.take()
+            if not row_count:
+                return
             try:
                 file = self._file(table)
                 data, degraded = self._form.batch(file.stream, values)

@@ -141,31 +141,34 @@ def spool(tmp_path):
     spool.close()
 
 
-def test_what_waits_too_long_is_dropped_from_its_oldest_and_counted(spool):
+def test_what_waits_too_long_is_dropped_from_its_oldest_and_counted(spool, monkeypatch):
+    monkeypatch.setattr("recup.spool._BUFFERED_VALUES_LIMIT", 7_000)
+    monkeypatch.setattr("recup.spool.FLUSH_INTERVAL_S", 60.0)
+    assert spool.flush()  # the next one by itself comes late
     hook = transitions.compiled.SchedulerHook(spool, lambda: None, {})
-    for number in range(30_000):
+    for number in range(1_200):
         hook.function(f"k{number}", "processing", "memory", stimulus_id="s", worker="w")
-    hook.limit(30_000)
-    hook.limit(25_000)
-    hook.make_rows()
+    spool.limit()
     assert spool.flush()
     kept = [row["key"] for row in content(spool.directory, "scheduler_transitions")]
-    results = content(spool.directory, "results")
+    ends = [row["key"] for row in content(spool.directory, "results")]
     losses = {(row["kind"], row["table"]): row["row_count"] for row in content(spool.directory, "losses")}
-    # Some thousand rows are taken at a time.
-    assert kept == [f"k{number}" for number in range(24_576, 30_000)]
-    assert len(results) == len(kept)
-    assert losses == {("dropped", "scheduler_transitions"): 24_576, ("dropped", "results"): 24_576}
+    assert kept == [f"k{number}" for number in range(700, 1_200)]
+    assert ends == [f"k{number}" for number in range(1_200 - 7_000 // 11 // 2, 1_200)]
+    assert losses == {("dropped", "scheduler_transitions"): 700, ("dropped", "results"): 1_200 - len(ends)}
 
 
 def test_one_odd_message_costs_its_own_row_only(spool):
     hook = transitions.compiled.SchedulerHook(spool, lambda: None, {})
     hook.function("a", "processing", "memory", stimulus_id="s", worker="w", startstops=({"action": "compute"},))
-    hook.function("b", "processing", "memory", stimulus_id="s", worker="w", startstops=())
-    hook.make_rows()
+    hook.function(
+        "b", "processing", "memory", stimulus_id="s", worker="w", startstops=(), nbytes="many", thread=1 << 70
+    )
     assert spool.flush()
-    assert [row["key"] for row in content(spool.directory, "results")] == ["b"]
-    assert [(row["kind"], row["row_count"]) for row in content(spool.directory, "losses")] == [("hook_failed", 1)]
+    (row,) = content(spool.directory, "results")
+    assert (row["key"], row["nbytes"], row["thread"]) == ("b", None, None)
+    losses = [(row["kind"], row["table"], row["row_count"]) for row in content(spool.directory, "losses")]
+    assert sorted(losses) == [("degraded", "results", 2), ("hook_failed", "scheduler_transitions", 1)]
 
 
 def test_a_hook_that_is_called_otherwise_says_so_and_is_switched_off(spool):
@@ -179,12 +182,13 @@ def test_a_hook_that_is_called_otherwise_says_so_and_is_switched_off(spool):
     assert told["hook_failed"] == "transition: TypeError: Dask calls the hook in another way than this recup knows"
 
 
-def test_a_hook_that_goes_leaves_nothing_behind(spool):
-    key, named = "k" * 40, {"worker": object()}
-    before = sys.getrefcount(key), sys.getrefcount(named["worker"])
+def test_what_has_been_written_is_let_go(spool):
+    key, named = "k" * 40, {"worker": "w" * 40, "stimulus_id": "s" * 40}
+    kept = [key, *named.values()]
+    before = [sys.getrefcount(each) for each in kept]
     hook = transitions.compiled.SchedulerHook(spool, lambda: None, {})
-    for _ in range(9_000):
+    for _ in range(20_000):
         hook.function(key, "processing", "memory", **named)
-    assert sys.getrefcount(key) == before[0] + 9_000
-    del hook
-    assert (sys.getrefcount(key), sys.getrefcount(named["worker"])) == before
+    assert spool.flush()
+    assert [sys.getrefcount(each) for each in kept] == before
+    assert len(content(spool.directory, "scheduler_transitions")) == 20_000

@@ -48,7 +48,7 @@ class Writing:
         self.data, self.keys = self.stream.header(), self.key_stream.header()
 
     def write(self):
-        while values := self.rows.take():
+        while values := self.rows.take()[0]:
             batch, degraded = self.form.batch(self.stream, values)
             self.degraded_count += degraded
             if self.form.new_key_count:
@@ -261,7 +261,7 @@ def test_the_oldest_rows_are_dropped_beyond_a_limit():
         rows.put((number, 0))
     assert rows.drop_oldest(200) == 0
     assert rows.drop_oldest(199) == 51
-    assert rows.take()[::2] == list(range(51, 100))
+    assert rows.take()[0][::2] == list(range(51, 100))
 
 
 @pytest.mark.parametrize("name", TABLES)

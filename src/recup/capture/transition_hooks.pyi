@@ -5,8 +5,6 @@ from recup.spool import Spool
 
 class Hook:
     function: Callable[..., None]
-    def make_rows(self) -> None: ...
-    def limit(self, row_limit: int) -> None: ...
 
 class SchedulerHook(Hook):
     counts: int

@@ -2,22 +2,23 @@
 """The two hooks that Dask calls most, in C as far as it goes: compiled half of `transitions`.
 
 A hook comes when the processor's caches hold other things, so that what it costs is the
-memory it touches.  Here it puts the time and references to what it was given side by side,
-and the writer thread, which does many at a time, makes rows of them.
+memory it touches.  Dask has just touched what it calls the hook with: numbers are taken out
+of it here, while they are at hand, and put beside references to texts and keys, as they are
+to be written (`recup.columns.Slots`).
 
 Covers what `recup.capture.transitions` does in Python where this could not be built; what is
-recorded, and why, is told there.  Until the next flush it keeps, beyond keys and texts, the
-keywords of a task's end on the scheduler, and on a worker the entries of Dask's stimulus
-log, which hold no values and no code of tasks.
+recorded, and why, is told there.
 """
 
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.list cimport PyList_GET_ITEM, PyList_New
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, intptr_t
+
+from types import MemberDescriptorType
+
+from recup.columns cimport Slots
 
 cdef extern from "time.h" nogil:
     ctypedef long time_t
@@ -36,91 +37,66 @@ cdef extern from "Python.h":
         const char* ml_doc
     const int METH_VARARGS, METH_KEYWORDS
     object PyCFunction_New(PyMethodDef*, object)
-    void PyList_SET_ITEM(object, Py_ssize_t, PyObject*)
-    PyObject* PyLong_FromLongLong(long long) except NULL
+    object PySequence_Fast(object, const char*)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object)
+    PyObject** PySequence_Fast_ITEMS(object)
     PyObject* Py_TYPE(object)
+    ctypedef struct PyMemberDef:
+        Py_ssize_t offset
+    ctypedef struct PyMemberDescrObject:
+        PyMemberDef* d_member
 
-DEF WIDTH = 8               # slots of a row that waits, a time and seven references: a line of the cache
-DEF KEPT_ROWS = 16384       # room for rows that is kept when all have been taken
-DEF TAKEN_ROWS = 8192       # rows taken at a time: the event loop may go on in between
 DEF KINDS = 12
 
 
-cdef inline PyObject* now() noexcept nogil:
-    """Return the time in nanoseconds, as it waits in a slot."""
+cdef inline int64_t now() noexcept nogil:
     cdef timespec time
     clock_gettime(CLOCK_REALTIME, &time)
-    return <PyObject*><intptr_t>(<int64_t>time.tv_sec * 1000000000 + time.tv_nsec)
+    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
 
 
-cdef inline void store(PyObject** slots, Py_ssize_t place, object value) noexcept:
+cdef inline void keep(int64_t* row, Py_ssize_t column, object value) noexcept:
     Py_INCREF(value)
-    slots[place] = <PyObject*>value
+    row[column] = <intptr_t><PyObject*>value
 
 
-cdef class Waiting:
-    """What waits for the writer thread.  The event loop adds and the writer thread takes, both under the GIL."""
-
-    cdef PyObject** slots
-    cdef Py_ssize_t count, capacity
-    cdef PyObject** taken       # being taken: those before `place` are gone
-    cdef Py_ssize_t taken_count, taken_capacity, place
-
-    def __dealloc__(self):
-        for slots, first, count in ((<intptr_t>self.slots, 0, self.count), (<intptr_t>self.taken, self.place, self.taken_count)):
-            self.release(<PyObject**><intptr_t>slots, first, count)
-        PyMem_Free(self.slots)
-        PyMem_Free(self.taken)
-
-    cdef int release(self, PyObject** slots, Py_ssize_t first, Py_ssize_t count) except -1:
-        cdef Py_ssize_t at
-        for at in range(first * WIDTH, count * WIDTH):
-            if at % WIDTH:
-                Py_XDECREF(slots[at])
-        return 0
-
-    def __len__(self):
-        return self.count + self.taken_count - self.place
-
-    cdef PyObject** add(self) except NULL:
-        """Return the slots of a new row, for the caller to fill before anything else happens."""
-        cdef Py_ssize_t capacity
-        cdef PyObject** slots
-        if self.count == self.capacity:
-            capacity = 2 * self.capacity if self.capacity else 512
-            slots = <PyObject**>PyMem_Realloc(self.slots, capacity * WIDTH * sizeof(PyObject*))
-            if slots == NULL:
-                raise MemoryError()
-            self.slots, self.capacity = slots, capacity
-        slots = self.slots + self.count * WIDTH
-        self.count += 1
-        return slots
-
-    cdef list take(self):
-        """Return what waits longest, some thousand rows at most, as one list; it waits no longer."""
-        cdef Py_ssize_t row, slot, rows
-        cdef PyObject** given
-        if self.place == self.taken_count:
-            if self.taken_capacity > KEPT_ROWS:
-                PyMem_Free(self.taken)
-                self.taken, self.taken_capacity = NULL, 0
-            self.slots, self.taken = self.taken, self.slots
-            self.capacity, self.taken_capacity = self.taken_capacity, self.capacity
-            self.taken_count, self.count, self.place = self.count, 0, 0
-        rows = min(self.taken_count - self.place, TAKEN_ROWS)
-        values = PyList_New(rows * WIDTH)
-        for row in range(rows):
-            given = self.taken + self.place * WIDTH
-            PyList_SET_ITEM(values, row * WIDTH, PyLong_FromLongLong(<long long><intptr_t>given[0]))
-            self.place += 1     # the list owns its references from here on
-            for slot in range(1, WIDTH):
-                PyList_SET_ITEM(values, row * WIDTH + slot, given[slot])
-        return values
+cdef inline object told(dict named, object name):
+    """Return a keyword, or None."""
+    cdef PyObject* value = NULL if named is None else PyDict_GetItemWithError(named, name)
+    return None if value == NULL else <object>value
 
 
-cdef inline object item(list values, Py_ssize_t place):
-    return <object>PyList_GET_ITEM(values, place)
+cdef struct Place:      # of an attribute in objects of one type
+    PyObject* type
+    Py_ssize_t offset
 
+
+cdef object attribute(Place* place, object value, str name):
+    """Return an attribute, and learn its place where it is a slot of the object."""
+    cdef object descriptor
+    if place.type == NULL:
+        descriptor = getattr(type(value), name, None)
+        if type(descriptor) is MemberDescriptorType:
+            Py_INCREF(type(value))      # for good: another type must never be there
+            place.offset = (<PyMemberDescrObject*><PyObject*>descriptor).d_member.offset
+            place.type = Py_TYPE(value)
+    return getattr(value, name)
+
+
+cdef inline object slot(Place* place, object value, str name):
+    """Return an attribute, as Python's own specialised instruction does, without asking the type for it."""
+    cdef PyObject* found
+    if Py_TYPE(value) == place.type:
+        found = (<PyObject**>(<char*><PyObject*>value + place.offset))[0]
+        if found != NULL:
+            return <object>found
+    return attribute(place, value, name)
+
+
+cdef Place PROCESSING_ON, ADDRESS, RUN_ID       # on the scheduler
+cdef Place TASK_RUN_ID, TASK_STATE, STARTSTOPS  # on a worker
+cdef Place TOLD_KEY, TOLD_RUN_ID, WHO_HAS, SIZES
+cdef Place END_KEY, END_RUN_ID, START, STOP, NBYTES, TYPE
 
 # ---------------------------------------------------------------- what both hooks have
 
@@ -131,9 +107,9 @@ cdef PyObject* called(PyObject* hook, PyObject* arguments, PyObject* named) noex
         (<Hook>hook).count += 1
         if PyTuple_GET_SIZE(<tuple>arguments) < 3:
             raise TypeError("Dask calls the hook in another way than this recup knows")
-        (<Hook>hook).keep(
+        (<Hook>hook).take(
             (<tuple>arguments)[0], (<tuple>arguments)[1], (<tuple>arguments)[2],
-            None if named == NULL else <object>named,
+            None if named == NULL else <dict>named,
         )
     except Exception as reason:
         (<Hook>hook).failed(reason)
@@ -145,7 +121,7 @@ cdef PyMethodDef definition = PyMethodDef("transition", <PyCFunction>called, MET
 
 
 cdef class Hook:
-    """Keeps what transitions say, and makes rows of it.
+    """Puts rows of transitions and of the ends of attempts.
 
     Parameters
     ----------
@@ -155,26 +131,21 @@ cdef class Hook:
         Called when the hook has failed a hundred times.
     """
 
-    cdef Waiting waiting
-    cdef long long count
-    cdef object spool, switch_off, put, put_result, put_startstop, put_error
+    cdef object spool, switch_off, put_startstop, put_error
+    cdef Slots transitions, results
     cdef str table
+    cdef long long count
 
     def __cinit__(self, spool, switch_off, *_):
-        self.spool, self.switch_off, self.waiting = spool, switch_off, Waiting()
-        self.put_result, self.put_startstop = spool.extender("results"), spool.extender("startstops")
-        self.put_error = spool.extender("errors")
+        self.spool, self.switch_off, self.results = spool, switch_off, spool.slots("results")
+        self.put_startstop, self.put_error = spool.extender("startstops"), spool.extender("errors")
 
     @property
     def function(self):
         """The hook as Dask is to call it."""
         return PyCFunction_New(&definition, self)
 
-    cdef int keep(self, key, start, finish, named) except -1:
-        raise NotImplementedError
-
-    cdef int make(self, list values, Py_ssize_t first, list rows) except -1:
-        """Add a row of the table of transitions, and put those of others, from what waited."""
+    cdef int take(self, key, start, finish, dict named) except -1:
         raise NotImplementedError
 
     cdef int failed(self, reason) except -1:
@@ -182,47 +153,40 @@ cdef class Hook:
             self.switch_off()
         return 0
 
-    def make_rows(self):
-        """Give what waits to the spool; by the writer thread, before each flush."""
-        cdef Py_ssize_t first
-        while len(self.waiting):
-            values, rows = self.waiting.take(), []
-            for first in range(0, len(values), WIDTH):
-                try:
-                    self.make(values, first, rows)
-                except Exception as reason:
-                    self.failed(reason)
-            self.put(rows)
-
-    def limit(self, Py_ssize_t row_limit):
-        """Drop the oldest when more than that wait; by the event loop, as the writer thread may be stuck."""
-        if len(self.waiting) <= row_limit:
-            return
-        dropped = end_count = 0
-        while len(self.waiting) > row_limit // 2:
-            values = self.waiting.take()
-            dropped += len(values) // WIDTH
-            end_count += sum(type(each) in (dict, tuple) for each in values[WIDTH - 1 :: WIDTH])
-        for table, count in ((self.table, dropped), ("results", end_count)):
-            if count:
-                self.spool.lose("dropped", table, "the disk did not take rows fast enough", count)
-
-    cdef object put_each(self, key, run_id, startstops, start):
-        """Put rows of startstops, but of the attempt's own computation, which is returned; its start may not be known."""
-        own = None
-        for each in startstops or ():
+    cdef dict own_computation(self, key, run_id, startstops, start):
+        """Put rows of startstops but the first of a computation, from `start` if not None, which is returned if any."""
+        cdef dict each, own = None
+        cdef Py_ssize_t at
+        each_of = PySequence_Fast(startstops, "startstops are no sequence")
+        for at in range(PySequence_Fast_GET_SIZE(each_of)):
+            each = <dict?>PySequence_Fast_ITEMS(each_of)[at]
             if own is None and each["action"] == "compute" and (start is None or each["start"] == start):
                 own = each
             else:
                 self.put_startstop((key, run_id, each["action"], each["start"], each["stop"], each.get("source")))
         return own
 
+    cdef int put_result(
+        self, int64_t moment, key, int64_t run_id, outcome, worker, thread, nbytes, typename, begin, stop, delay
+    ) except -1:
+        cdef Slots results = self.results
+        cdef int64_t* row
+        cdef int64_t thread_id = results.whole(5, thread), size = results.whole(6, nbytes)
+        cdef int64_t begin_s = results.real(begin), stop_s = results.real(stop), delay_s = results.real(delay)
+        row = results.add()
+        row[0], row[2], row[5], row[6], row[8], row[9], row[10] = moment, run_id, thread_id, size, begin_s, stop_s, delay_s
+        keep(row, 1, key)
+        keep(row, 3, outcome)
+        keep(row, 4, worker)
+        keep(row, 7, typename)
+        return 0
+
 
 # ---------------------------------------------------------------- the scheduler's
 
 
 cdef class SchedulerHook(Hook):
-    """Keeps the scheduler's transitions.
+    """Puts rows of the scheduler's transitions.
 
     Parameters
     ----------
@@ -233,78 +197,72 @@ cdef class SchedulerHook(Hook):
     cdef dict tasks
 
     def __init__(self, spool, switch_off, dict tasks not None):
-        self.table, self.put, self.tasks = "scheduler_transitions", spool.extender("scheduler_transitions"), tasks
+        self.table, self.transitions, self.tasks = "scheduler_transitions", spool.slots("scheduler_transitions"), tasks
 
     @property
     def counts(self):
         """How often the hook was called."""
         return self.count
 
-    cdef int keep(self, key, start, finish, named) except -1:
-        cdef PyObject** row
+    cdef int take(self, key, start, finish, dict named) except -1:
+        cdef int64_t* row
+        cdef int64_t moment, run_id = -1
         cdef PyObject* found
-        holder = end = None
-        run_id = -1
+        cdef bint is_end = False
+        worker = None
         if finish == "processing":
             task = self.tasks[key]
-            holder, run_id = task.processing_on, task.run_id
+            holder = slot(&PROCESSING_ON, task, "processing_on")
+            worker = slot(&ADDRESS, holder, "address")
+            run_id = self.transitions.whole(6, slot(&RUN_ID, task, "run_id"))
         elif start == "processing":
             found = PyDict_GetItemWithError(self.tasks, key)
             if found != NULL:
-                run_id = (<object>found).run_id
-            end = named
-        stimulus_id = None
-        if named is not None:
-            found = PyDict_GetItemWithError(<dict>named, "stimulus_id")
-            if found != NULL:
-                stimulus_id = <object>found
-        row = self.waiting.add()
-        row[0] = now()
-        store(row, 1, key)
-        store(row, 2, start)
-        store(row, 3, finish)
-        store(row, 4, stimulus_id)
-        store(row, 5, holder)
-        store(row, 6, run_id)
-        store(row, 7, end)
+                run_id = self.transitions.whole(6, slot(&RUN_ID, <object>found, "run_id"))
+            worker, is_end = told(named, "worker"), True
+        stimulus_id = told(named, "stimulus_id")
+        moment = now()
+        row = self.transitions.add()
+        row[0], row[6] = moment, run_id
+        keep(row, 1, key)
+        keep(row, 2, start)
+        keep(row, 3, finish)
+        keep(row, 4, stimulus_id)
+        keep(row, 5, worker)
+        if is_end:
+            self.take_end(moment, key, run_id, finish, worker, named)
         return 0
 
-    cdef int make(self, list values, Py_ssize_t first, list rows) except -1:
-        moment, key, finish, run_id = item(values, first), item(values, first + 1), item(values, first + 3), item(values, first + 6)
-        holder, end = item(values, first + 5), item(values, first + 7)
-        worker = None
-        if holder is not None:
-            worker = holder.address
-        elif end is not None:
-            worker = (<dict>end).get("worker")
-        rows += moment, key, item(values, first + 2), finish, item(values, first + 4), worker, run_id
-        if end is None:
-            return 0
-        startstops = (<dict>end).get("startstops")
+    cdef int take_end(self, int64_t moment, key, int64_t run_id, finish, worker, dict named) except -1:
+        cdef dict own
+        startstops = told(named, "startstops")
         if worker is None and startstops is None:
             return 0
-        own = self.put_each(key, run_id, startstops, None)
+        own = None if startstops is None else self.own_computation(key, run_id, startstops, None)
         begin, stop = (None, None) if own is None else (own["start"], own["stop"])
-        thread, size = (<dict>end).get("thread"), (<dict>end).get("nbytes")
-        self.put_result((
-            moment, key, run_id, finish, worker, -1 if thread is None else thread, -1 if size is None else size,
-            (<dict>end).get("typename"), begin, stop, None,
-        ))
-        exception = (<dict>end).get("exception_text")
+        self.put_result(
+            moment, key, run_id, finish, worker, told(named, "thread"), told(named, "nbytes"), told(named, "typename"),
+            begin, stop, None,
+        )
+        exception = told(named, "exception_text")
         if exception is not None:
-            cause = (<dict>end).get("cause")
+            cause = told(named, "cause")
             blamed = None if cause is None or cause == key else cause
-            self.put_error((moment, key, run_id, worker, blamed, exception, (<dict>end).get("traceback_text")))
+            self.put_error((moment, key, run_id, worker, blamed, exception, told(named, "traceback_text")))
         return 0
 
 
 # ---------------------------------------------------------------- a worker's
 
 
-cdef object _NEVER = object()   # equals the start of no computation
+cdef object NEVER = object()    # equals the start of no computation
+
+cdef enum Kind:
+    OTHER, SUCCESS, OTHER_END, COMPUTE_TASK
+
 
 cdef class WorkerHook(Hook):
-    """Keeps a worker's transitions.
+    """Puts rows of a worker's transitions.
 
     Parameters
     ----------
@@ -318,21 +276,25 @@ cdef class WorkerHook(Hook):
         Returns the name of a type.
     """
 
-    cdef object worker, state, stimulus_log, executes, type_name, ends, written_end
-    cdef dict tasks, delays
+    cdef object worker, state, stimulus_log, address, executes, ends, written_end, type_name, last_type, last_name
+    cdef Slots receptions
+    cdef dict tasks, threads, delays
     cdef PyObject* kinds[KINDS]     # types of events seen
-    cdef bint is_end[KINDS]
+    cdef int kind_of[KINDS]
+    cdef Place causes[KINDS + 1]
     cdef int kind_count
     cdef long long compound, counter, counted    # Dask's count, and ours, when they were last compared
 
     def __init__(self, spool, switch_off, worker, ends, executes, type_name):
-        self.table, self.put = "worker_transitions", spool.extender("worker_transitions")
-        self.worker, self.state, self.ends = worker, worker.state, ends
-        self.tasks, self.stimulus_log = self.state.tasks, self.state.stimulus_log
-        self.executes, self.type_name, self.delays = executes, type_name, {}
+        self.table, self.transitions = "worker_transitions", spool.slots("worker_transitions")
+        self.receptions = spool.slots("receptions")
+        self.worker, self.state, self.address = worker, worker.state, worker.address
+        self.tasks, self.threads, self.stimulus_log = self.state.tasks, self.state.threads, self.state.stimulus_log
+        self.ends, self.executes, self.type_name, self.delays = ends, executes, type_name, {}
         self.counter = self.state.transition_counter
 
     def __dealloc__(self):
+        cdef int at
         for at in range(self.kind_count):
             Py_XDECREF(self.kinds[at])
 
@@ -341,95 +303,106 @@ cdef class WorkerHook(Hook):
         """How often the hook was called, and how many of Dask's transitions were made of others."""
         return self.count, self.compound
 
-    cdef int keep(self, key, start, finish, named) except -1:
-        cdef PyObject** row
+    cdef int take(self, key, start, finish, dict named) except -1:
+        cdef int64_t* row
+        cdef int64_t moment, number = -1
         cdef PyObject* found
         cdef Py_ssize_t logged = len(self.stimulus_log)
+        cdef int kind = OTHER
+        cdef Place* cause_place
         cdef long long counter
-        stimulus = task = reached = more = None
+        stimulus = cause = task = reached = None
         run_id = -1
         if logged:
             stimulus = self.stimulus_log[logged - 1]
+            kind = self.kind(stimulus, &cause_place)
+            cause = slot(cause_place, stimulus, "stimulus_id")
         found = PyDict_GetItemWithError(self.tasks, key)
         if found != NULL:
             task = <object>found
-            reached, run_id = task.state, task.run_id
+            reached, run_id = slot(&TASK_STATE, task, "state"), slot(&TASK_RUN_ID, task, "run_id")
+            number = self.transitions.whole(2, run_id)
+        moment = now()
+        row = self.transitions.add()
+        row[0], row[2] = moment, number
+        keep(row, 1, key)
+        keep(row, 3, start)
+        keep(row, 4, finish)
+        keep(row, 5, None if reached == finish else reached)
+        keep(row, 6, cause)
         if finish == "executing":
-            more = self.worker.scheduler_delay
-        elif logged and self.ends_attempt(stimulus) and stimulus is not self.written_end and stimulus.key == key:
+            self.delays[key] = self.worker.scheduler_delay
+            if task is not None:
+                self.executes(task)
+            return 0
+        if finish == "waiting":
+            if kind == COMPUTE_TASK and slot(&TOLD_KEY, stimulus, "key") == key:
+                self.take_reception(moment, key, stimulus)
+        elif (
+            (kind == SUCCESS or kind == OTHER_END) and stimulus is not self.written_end
+            and slot(&END_KEY, stimulus, "key") == key
+        ):
             self.written_end = stimulus
-            more = (
-                "gone" if task is None else reached, self.state.threads.get(key),
-                None if task is None else tuple(task.startstops),
-            )
-        row = self.waiting.add()
-        row[0] = now()
-        store(row, 1, key)
-        store(row, 2, run_id)
-        store(row, 3, start)
-        store(row, 4, finish)
-        store(row, 5, reached)
-        store(row, 6, stimulus)
-        store(row, 7, more)
+            self.take_end(moment, key, task, run_id, stimulus, kind == SUCCESS)
         if finish == "released":
             counter = self.state.transition_counter
             self.compound += counter - self.counter == self.count - self.counted + 1
             self.counter, self.counted = counter, self.count
-        elif finish == "executing" and task is not None:
-            self.executes(task)
         return 0
 
-    cdef bint ends_attempt(self, stimulus) except -1:
-        cdef PyObject* kind = Py_TYPE(stimulus)
-        cdef int at
+    cdef int kind(self, stimulus, Place** cause) except -1:
+        """Return the kind of an event, and where its stimulus_id is."""
+        cdef PyObject* type_ = Py_TYPE(stimulus)
+        cdef int at, kind
         for at in range(self.kind_count):
-            if self.kinds[at] == kind:
-                return self.is_end[at]
-        is_end = type(stimulus).__name__ in self.ends
+            cause[0] = &self.causes[at]
+            if self.kinds[at] == type_:
+                return self.kind_of[at]
+        cause[0] = &self.causes[self.kind_count]
+        name = type(stimulus).__name__
+        kind = SUCCESS if name == "ExecuteSuccessEvent" else OTHER_END if name in self.ends else OTHER
+        if name == "ComputeTaskEvent":
+            kind = COMPUTE_TASK
         if self.kind_count < KINDS:
-            Py_INCREF(<object>kind)
-            self.kinds[self.kind_count], self.is_end[self.kind_count] = kind, is_end
+            Py_INCREF(<object>type_)
+            self.kinds[self.kind_count], self.kind_of[self.kind_count] = type_, kind
             self.kind_count += 1
-        return is_end
+        return kind
 
-    cdef int make(self, list values, Py_ssize_t first, list rows) except -1:
-        moment, key, run_id, finish = item(values, first), item(values, first + 1), item(values, first + 2), item(values, first + 4)
-        reached, stimulus, more = item(values, first + 5), item(values, first + 6), item(values, first + 7)
-        cause = None if stimulus is None else stimulus.stimulus_id
-        rows += moment, key, run_id, item(values, first + 3), finish, None if reached == finish else reached, cause
-        if type(more) is tuple:
-            outcome, thread, startstops = more
-            self.put_end(moment, key, run_id, stimulus, outcome, thread, startstops)
-        elif finish == "executing":
-            self.delays[key] = more
-        elif finish == "waiting" and stimulus is not None and type(stimulus).__name__ == "ComputeTaskEvent":
-            who_has = getattr(stimulus, "who_has", None)
-            if who_has is not None and stimulus.key == key:
-                self.put_reception(moment, key, stimulus, who_has)
-        return 0
-
-    cdef int put_reception(self, moment, key, stimulus, who_has) except -1:
-        address, remote = self.worker.address, 0
+    cdef int take_reception(self, int64_t moment, key, stimulus) except -1:
+        cdef int64_t* row
+        cdef int64_t remote = 0, size = 0, run_id = self.receptions.whole(2, slot(&TOLD_RUN_ID, stimulus, "run_id"))
+        cdef dict who_has = slot(&WHO_HAS, stimulus, "who_has"), sizes = slot(&SIZES, stimulus, "nbytes")
         for holders in who_has.values():
-            remote += address not in holders
-        self.spool.extender("receptions")((
-            moment, key, stimulus.run_id, len(who_has), sum(stimulus.nbytes.values()), remote,
-        ))
+            remote += self.address not in holders
+        for each in sizes.values():
+            size += <int64_t>each
+        row = self.receptions.add()
+        row[0], row[2], row[3], row[4], row[5] = moment, run_id, len(who_has), size, remote
+        keep(row, 1, key)
         return 0
 
-    cdef int put_end(self, moment, key, run_id, stimulus, outcome, thread, startstops) except -1:
+    cdef int take_end(self, int64_t moment, key, task, run_id, stimulus, bint is_success) except -1:
         """Put the end of the attempt that this event of the state machine reports."""
-        run_id, start = getattr(stimulus, "run_id", run_id), getattr(stimulus, "start", None)
-        size, kind = getattr(stimulus, "nbytes", None), getattr(stimulus, "type", None)
-        self.put_result((
-            moment, key, run_id, outcome, self.worker.address, -1 if thread is None else thread,
-            -1 if size is None else size, None if kind is None else self.type_name(kind),
-            start, getattr(stimulus, "stop", None), self.delays.pop(key, None),
-        ))
-        self.put_each(key, run_id, startstops, _NEVER if start is None else start)
-        failure = getattr(stimulus, "exception_text", None)
+        size = kind = failure = None
+        if is_success:  # of what is not there, Python makes an exception first
+            run_id, begin = slot(&END_RUN_ID, stimulus, "run_id"), slot(&START, stimulus, "start")
+            stop, size = slot(&STOP, stimulus, "stop"), slot(&NBYTES, stimulus, "nbytes")
+            kind = slot(&TYPE, stimulus, "type")
+        else:
+            run_id, failure = getattr(stimulus, "run_id", run_id), getattr(stimulus, "exception_text", None)
+            begin, stop = getattr(stimulus, "start", None), getattr(stimulus, "stop", None)
+            size, kind = getattr(stimulus, "nbytes", None), getattr(stimulus, "type", None)
+        if kind is not self.last_type:
+            self.last_type, self.last_name = kind, None if kind is None else self.type_name(kind)
+        self.put_result(
+            moment, key, self.results.whole(2, run_id), "gone" if task is None else slot(&TASK_STATE, task, "state"), self.address,
+            self.threads.get(key), size, self.last_name, begin, stop, self.delays.pop(key, None),
+        )
+        if task is not None:
+            self.own_computation(key, run_id, slot(&STARTSTOPS, task, "startstops"), NEVER if begin is None else begin)
         if failure is not None:
             self.put_error((
-                moment, key, run_id, self.worker.address, None, failure, getattr(stimulus, "traceback_text", None),
+                moment, key, run_id, self.address, None, failure, getattr(stimulus, "traceback_text", None),
             ))
         return 0

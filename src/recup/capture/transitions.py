@@ -21,8 +21,6 @@ try:
 except ImportError:  # built without a C compiler
     compiled = None  # type: ignore[assignment]
 
-_WAITING_LIMIT = 1_000_000
-"""Transitions kept in memory when the disk does not take them; more are dropped and counted."""
 _ENDS = {"ExecuteSuccessEvent", "ExecuteFailureEvent", "RescheduleEvent"}
 
 
@@ -33,9 +31,9 @@ def scheduler_hook(
 
     `switch_off` is called when the hook has failed a hundred times.
     """
-    if compiled is not None and type(scheduler.tasks) is dict:
+    if _can_be_compiled(spool, scheduler.tasks):
         hook = compiled.SchedulerHook(spool, switch_off, scheduler.tasks)
-        return _attached(spool, hook)
+        return hook.function, lambda: hook.counts
     put, put_result = spool.extender("scheduler_transitions"), spool.extender("results")
     put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
     tasks, time_ns = scheduler.tasks, time.time_ns
@@ -108,9 +106,9 @@ def worker_hook(
 
     `executes` is given the task when the worker is about to run it.
     """
-    if compiled is not None and type(worker.state.tasks) is dict:
+    if _can_be_compiled(spool, worker.state.tasks):
         hook = compiled.WorkerHook(spool, switch_off, worker, _ENDS, executes, _type_name)
-        return _attached(spool, hook)
+        return hook.function, lambda: hook.counts
     put, put_result = spool.extender("worker_transitions"), spool.extender("results")
     put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
     put_reception = spool.extender("receptions")
@@ -185,11 +183,8 @@ def worker_hook(
     return transition, lambda: (count, compound)
 
 
-def _attached(spool: Spool, hook: Any) -> tuple[Callable[..., None], Callable[[], Any]]:
-    """Have the writer thread make rows of what a compiled hook keeps; returns it, and a function that tells its counts."""
-    spool.prepare.append(spool.guard("rows of transitions", hook.make_rows))
-    spool.limits.append(spool.guard("limit of transitions", lambda: hook.limit(_WAITING_LIMIT)))
-    return hook.function, lambda: hook.counts
+def _can_be_compiled(spool: Spool, tasks: Any) -> bool:
+    return compiled is not None and spool.slots("results") is not None and type(tasks) is dict
 
 
 def _type_name(kind: Any) -> str:
