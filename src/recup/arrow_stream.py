@@ -37,7 +37,7 @@ _ARROW_TYPE = {"int64": (_INT, 64), "key": (_INT, 32), "float64": (_FLOAT, 64), 
 _SMALLEST_COMPRESSED = 1024
 """Below this many bytes a zstd frame costs more time than it saves space."""
 _ZSTD_LEVEL = -1
-"""A quarter less time than level 1 on batches of half a second, for as good a ratio; sealing compresses anew."""
+"""A quarter less time than level 1 on batches of one flush, for as good a ratio; sealing compresses anew."""
 DICTIONARY_LIMIT = 256
 """Categories kept from batch to batch; past it a batch brings only its own, not all again."""
 

@@ -2,7 +2,7 @@
 
 One `Spool` per server (scheduler, worker, nanny, client): rows per table that hooks add to
 (`recup.rows`), and one file per table, ``spool/<role>-<server id>/<table>.arrows``.  One
-writer thread per process writes the rows twice a second.  What has been written survives the
+writer thread per process writes the rows once in 0.8 s.  What has been written survives the
 death of the process, whatever kills it: nothing waits in a user-space buffer.
 
 Covers files, full or vanished disks, forks, and the count of all that was lost.  It does
@@ -33,8 +33,10 @@ from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 logger = logging.getLogger("recup")
 _HOSTNAME = socket.gethostname()
 
-FLUSH_INTERVAL_S = 0.5
-"""A killed process loses at most the rows of this long (the promise is one second)."""
+FLUSH_INTERVAL_S = 0.8
+"""A killed process loses at most the rows of this long (the promise is one second).
+
+Each flush has a cost of its own, and the more rows it takes, the longer their code and data stay in the caches."""
 _BUFFERED_VALUES_LIMIT = 20_000_000
 """Values waiting in one spool (8 bytes each, plus what they point to) before rows are dropped."""
 _INTERNED_KEYS_LIMIT = 65_536
@@ -135,13 +137,13 @@ class _StatusFile:
         return not self._last
 
     def write(self, spool: Spool) -> None:
-        """Bring the file up to date; at most once a second when nothing changed."""
+        """Bring the file up to date; a flush on request does not write it again at once when nothing changed."""
         closed = spool.closed_at_s is not None
         with spool._losing:
             lost = {f"{kind}:{table}": entry[0] if entry[2] else -1 for (kind, table), entry in spool._lost.items()}
         state = (closed, spool.row_counts, lost, dict(spool.counters))
         now = time.time_ns()
-        if self._last and self._last[1] == state and now - self._last[0] < 1_000_000_000:
+        if self._last and self._last[1] == state and now - self._last[0] < 700_000_000:
             return
         content = {
             "time_ns": now, "hostname": _HOSTNAME, "role": spool.role, "server_id": spool.server_id, "pid": os.getpid(), "closed": closed,

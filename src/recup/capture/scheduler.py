@@ -6,7 +6,7 @@ plugins to every worker.  It does not cover the graph before optimization
 (`recup.capture.client`).
 
 Hooks run on the scheduler's event loop, six transitions a task: each reads what it needs,
-extends a list and returns.  Nothing of Dask's is kept beyond keys and texts.
+adds a row in memory and returns.  Nothing of Dask's is kept beyond keys and texts.
 """
 
 from __future__ import annotations
