@@ -11,7 +11,7 @@ recorded, and why, is told there.
 """
 
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, intptr_t
@@ -40,7 +40,7 @@ cdef extern from "Python.h":
     object PySequence_Fast(object, const char*)
     Py_ssize_t PySequence_Fast_GET_SIZE(object)
     PyObject** PySequence_Fast_ITEMS(object)
-    PyObject* Py_TYPE(object)
+    PyTypeObject* Py_TYPE(object)
     ctypedef struct PyMemberDef:
         Py_ssize_t offset
     ctypedef struct PyMemberDescrObject:
@@ -67,7 +67,7 @@ cdef inline object told(dict named, object name):
 
 
 cdef struct Place:      # of an attribute in objects of one type
-    PyObject* type
+    PyTypeObject* type
     Py_ssize_t offset
 
 
@@ -279,7 +279,7 @@ cdef class WorkerHook(Hook):
     cdef object worker, state, stimulus_log, address, executes, ends, written_end, type_name, last_type, last_name
     cdef Slots receptions
     cdef dict tasks, threads, delays
-    cdef PyObject* kinds[KINDS]     # types of events seen
+    cdef PyTypeObject* kinds[KINDS]     # types of events seen
     cdef int kind_of[KINDS]
     cdef Place causes[KINDS + 1]
     cdef int kind_count
@@ -296,7 +296,7 @@ cdef class WorkerHook(Hook):
     def __dealloc__(self):
         cdef int at
         for at in range(self.kind_count):
-            Py_XDECREF(self.kinds[at])
+            Py_XDECREF(<PyObject*>self.kinds[at])
 
     @property
     def counts(self):
@@ -352,7 +352,7 @@ cdef class WorkerHook(Hook):
 
     cdef int kind(self, stimulus, Place** cause) except -1:
         """Return the kind of an event, and where its stimulus_id is."""
-        cdef PyObject* type_ = Py_TYPE(stimulus)
+        cdef PyTypeObject* type_ = Py_TYPE(stimulus)
         cdef int at, kind
         for at in range(self.kind_count):
             cause[0] = &self.causes[at]
@@ -364,7 +364,7 @@ cdef class WorkerHook(Hook):
         if name == "ComputeTaskEvent":
             kind = COMPUTE_TASK
         if self.kind_count < KINDS:
-            Py_INCREF(<object>type_)
+            Py_INCREF(type(stimulus))
             self.kinds[self.kind_count], self.kind_of[self.kind_count] = type_, kind
             self.kind_count += 1
         return kind
