@@ -38,6 +38,9 @@ _LETTERS = {"int64": "i", "float64": "f", "bool": "b", "text": "t", "category": 
 class Form(Protocol):
     """How batches are made of one spool's rows."""
 
+    takes_slots: bool
+    """Whether rows of compiled hooks can be made batches of."""
+
     @property
     def key_count(self) -> int:
         """Keys remembered."""
@@ -82,9 +85,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self._values) // self._width + (0 if self._slots is None else len(self._slots))
 
-    def slots(self) -> compiled.Slots | None:
-        """Return where compiled hooks put rows of this table; None where there is no compiled form."""
-        if self._slots is None and compiled is not None:
+    def slots(self) -> compiled.Slots:
+        """Return where compiled hooks put rows of this table."""
+        if self._slots is None:
             self._slots = compiled.Slots(letters(self._columns), [column.null_value for column in self._columns])
         return self._slots
 
@@ -119,6 +122,8 @@ class Rows:
 
 class PythonForm:
     """Batches made in Python."""
+
+    takes_slots = False
 
     def __init__(self, show_key: Callable[[Any], str]):
         self._show_key = show_key
@@ -179,6 +184,8 @@ class PythonForm:
 
 class CompiledForm:
     """Batches made by `recup.columns`."""
+
+    takes_slots = True
 
     def __init__(self, show_key: Callable[[Any], str]):
         self._keys = compiled.KeyNumbers(show_key)

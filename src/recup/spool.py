@@ -215,7 +215,7 @@ class Spool:
 
     def slots(self, table_name: str) -> Any:
         """Return where compiled hooks put rows of a table (`recup.columns.Slots`); None where nothing is compiled."""
-        return self._waiting(table_name).slots()
+        return self._waiting(table_name).slots() if self._form.takes_slots else None
 
     def put(self, row: Any) -> None:
         """Add one row of any table; never raises, never blocks."""

@@ -6,7 +6,11 @@ this could not be built.  What is read, and why in this order, is told there.
 """
 
 cimport cython
-from libc.stdint cimport int64_t
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, intptr_t
+
+from recup.columns cimport Slots
 
 cdef extern from "time.h" nogil:
     ctypedef long time_t
@@ -50,6 +54,11 @@ cdef inline int64_t now(int clock) noexcept nogil:
     cdef timespec time
     clock_gettime(clock, &time)
     return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
+
+
+cdef inline void keep(int64_t* row, Py_ssize_t column, object value) noexcept:
+    Py_INCREF(value)
+    row[column] = <intptr_t><PyObject*>value
 
 
 cdef inline int64_t microseconds(timeval time) noexcept nogil:
@@ -116,19 +125,19 @@ cdef class OwnThread:
         Its threading.get_ident().
     io, schedstat : int
         Descriptors of the thread's own files of /proc; closed with this object.
-    put : callable
-        Takes a row of `thread_counters`.
+    rows : Slots
+        Takes rows of `thread_counters`.
     """
 
-    cdef readonly object ident
+    cdef readonly int64_t ident
     cdef readonly int io, schedstat
-    cdef object put
+    cdef Slots rows
 
-    def __cinit__(self, ident, int io, int schedstat, put):
+    def __cinit__(self, int64_t ident, int io, int schedstat, Slots rows not None):
         self.ident = ident
         self.io = io
         self.schedstat = schedstat
-        self.put = put
+        self.rows = rows
 
     def __dealloc__(self):
         close(self.io)
@@ -171,12 +180,18 @@ cdef class OwnThread:
             # The reading before the task is counted in the one after it.
             moved[0] -= before.io_size
             moved[2] -= 1
-        self.put((
-            begun.start_ns, key, run_id, kind, outcome, self.ident, wall, cpu,
-            1000 * (microseconds(after.used.ru_utime) - microseconds(before.used.ru_utime)),
-            1000 * (microseconds(after.used.ru_stime) - microseconds(before.used.ru_stime)),
-            queue_wait,
-            after.used.ru_nvcsw - before.used.ru_nvcsw, after.used.ru_nivcsw - before.used.ru_nivcsw,
-            after.used.ru_minflt - before.used.ru_minflt, after.used.ru_majflt - before.used.ru_majflt,
-            moved[0], moved[1], moved[2], moved[3], moved[4], moved[5],
-        ))
+        cdef int64_t attempt = self.rows.whole(2, run_id)
+        cdef int64_t* row = self.rows.add()
+        row[0], row[2], row[5], row[6], row[7] = begun.start_ns, attempt, self.ident, wall, cpu
+        row[8] = 1000 * (microseconds(after.used.ru_utime) - microseconds(before.used.ru_utime))
+        row[9] = 1000 * (microseconds(after.used.ru_stime) - microseconds(before.used.ru_stime))
+        row[10] = queue_wait
+        row[11] = after.used.ru_nvcsw - before.used.ru_nvcsw
+        row[12] = after.used.ru_nivcsw - before.used.ru_nivcsw
+        row[13] = after.used.ru_minflt - before.used.ru_minflt
+        row[14] = after.used.ru_majflt - before.used.ru_majflt
+        for number in range(IO_COUNTERS):
+            row[15 + number] = moved[number]
+        keep(row, 1, key)
+        keep(row, 3, kind)
+        keep(row, 4, outcome)

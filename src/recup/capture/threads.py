@@ -125,6 +125,7 @@ class ThreadCounters:
         self._waiting: deque[tuple[Any, ...]] = deque()
         self.leave = self._waiting.append
         self.put = spool.extender("thread_counters")
+        self._slots = None if thread_readings is None else spool.slots("thread_counters")
         self.failed = functools.partial(spool.failed, "thread_counters", table_name="thread_counters")
         self.local = threading.local()
         guarded = functools.partial(spool.guard, table_name="thread_counters")
@@ -138,10 +139,10 @@ class ThreadCounters:
         """Return what is known of the calling thread, met for the first time, and record its names."""
         ident, name = threading.get_ident(), threading.current_thread().name
         files = _opened("/proc/thread-self/io"), _opened("/proc/thread-self/schedstat")
-        if thread_readings is None:
+        if self._slots is None:
             own: Any = OwnThread(ident, *files, self.leave)
         else:
-            own = thread_readings.OwnThread(ident, *files, self.put)
+            own = thread_readings.OwnThread(ident, *files, self._slots)
         self.local.own = own
         self._spool.put(Thread(time.time_ns(), ident, threading.get_native_id(), name))
         return own
