@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -95,14 +95,14 @@ class TableWriter:
         return group.take(pa.array(np.lexsort(keys))) if keys else group
 
 
-def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return numbers that order a column: texts in the order of their dictionary, nulls first."""
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return numbers that order a column: texts in the order of their dictionary, nulls as -1."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):
         array = array.indices
-    codes: npt.NDArray[np.int64] = array.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes: npt.NDArray[Any] = array.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes
 
 
