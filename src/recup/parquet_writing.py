@@ -151,7 +151,8 @@ def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> _Form:
     elif pa.types.is_integer(kind):
         candidates = [_DICTIONARY, "PLAIN", "DELTA_BINARY_PACKED"]
     elif pa.types.is_floating(kind):
-        candidates = [_DICTIONARY, "PLAIN", "BYTE_STREAM_SPLIT"]
+        # Pyarrow 16.0 cannot read byte streams of a column with nulls.
+        candidates = [_DICTIONARY, "PLAIN"] if column.null_count else [_DICTIONARY, "PLAIN", "BYTE_STREAM_SPLIT"]
     elif pa.types.is_string(kind):
         candidates = [_DICTIONARY, "PLAIN", "DELTA_BYTE_ARRAY"]
     if level < _TRYING_LEVEL:
