@@ -40,7 +40,7 @@ class SealReport:
     row_counts : dict
         Rows of each table that was written now; empty when all was sealed before.
     sizes_bytes : dict
-        Size of every table of the run, whenever it was sealed.
+        Size of every file of tables, whenever it was sealed; `columns` describes the others.
     damaged_files : tuple of str
         Spool files with an unreadable end; each is a row of `losses`.
     spool_removed : bool
