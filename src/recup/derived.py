@@ -23,13 +23,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _FOOTER = 8
+_END_BYTES = 65_536
 _LEFT_BEHIND_S = 3600.0
 """A temporary file this old is of a process that was killed."""
 _CHUNK_BYTES = 1 << 20
 
 
 def tables_digest(tables: Path) -> str:
-    """Return a digest of sealed tables by their footers, which tell extent and bounds of every column.
+    """Return a digest of sealed tables by their ends: small ones whole, of others at least the footer.
+
+    A footer tells the extent of every column and which rows of which spool files are in it.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def tables_digest(tables: Path) -> str:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _FOOTER))
-            length = int.from_bytes(file.read(_FOOTER)[:4], "little") + _FOOTER
+            length = max(int.from_bytes(file.read(_FOOTER)[:4], "little") + _FOOTER, _END_BYTES)
             file.seek(max(0, size - length))
             digest.update(f"{path.name} {size} ".encode() + file.read(length))
     return digest.hexdigest()

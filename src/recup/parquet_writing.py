@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recup.storage import LOCAL_ORDER
+from recup.storage import LOCAL_ORDER, merge_column
 
 ROW_GROUP_ROWS = 131_072
+_TRIED_ROWS = 32_768
+_FEW_ROWS = 1_000
+_TRYING_LEVEL = 3
+_LEVEL_OF_ONE_GROUP = 15
+"""Level of zstd for a table of one row group, where time does not matter."""
+_WITH_SCHEMA = not hasattr(pq.ParquetWriter, "add_key_value_metadata")
+"""Whether Arrow's own copy of the schema, as large as all else in a footer, must be there: older pyarrow
+writes metadata of ours only with it."""
 _DICTIONARY = "dictionary"
+_ZSTD = "zstd"
+_QUICK = {pa.int64(): "DELTA_BINARY_PACKED"}
 
 
 class TableWriter:
@@ -38,8 +49,9 @@ class TableWriter:
     def __init__(self, path: Path, table: str, schema: pa.Schema, metadata: dict[bytes, bytes], level: int):
         self._path = path
         self._table = table
-        self._schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
+        self._schema = schema.with_metadata(metadata)
         self._level = level
+        self._bounded = [name for name in schema.names if name in (merge_column(table), "key_id")]
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -56,6 +68,8 @@ class TableWriter:
         """Write the rest and the footer; returns the rows written."""
         self._write(1)
         if self._writer is not None:
+            if not _WITH_SCHEMA:
+                self._writer.add_key_value_metadata(self._schema.metadata)
             self._writer.close()
         return self._row_count
 
@@ -67,7 +81,8 @@ class TableWriter:
         while rows.num_rows - start >= at_least:
             group = self._ordered(rows.slice(start, ROW_GROUP_ROWS))
             if self._writer is None:
-                self._writer = self._open(group)
+                is_whole = at_least == 1 and group.num_rows == rows.num_rows
+                self._writer = _open(self._path, self._schema, group, self._level, self._bounded if is_whole else None)
             self._writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
             self._row_count += group.num_rows
             start += group.num_rows
@@ -79,61 +94,87 @@ class TableWriter:
         keys = [_codes(group.column(name)) for name in reversed(columns)]
         return group.take(pa.array(np.lexsort(keys))) if keys else group
 
-    def _open(self, first: pa.Table) -> pq.ParquetWriter:
-        dictionaries, encodings = [], {}
-        for field in self._schema:
-            encoding = _smallest(first.column(field.name), field, self._level)
-            if encoding == _DICTIONARY:
-                dictionaries.append(field.name)
-            else:
-                encodings[field.name] = encoding
-        return pq.ParquetWriter(
-            self._path,
-            self._schema,
-            compression="zstd",
-            compression_level=self._level,
-            use_dictionary=dictionaries or False,
-            column_encoding=encodings or None,
-        )
 
-
-def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return numbers that order a column: texts in the order of their dictionary, nulls first."""
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return numbers that order a column: texts in the order of their dictionary, nulls as -1."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):
         array = array.indices
-    codes: npt.NDArray[np.int64] = array.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes: npt.NDArray[Any] = array.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes
 
 
-def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> str:
-    """Return the encoding that makes the column smallest."""
+def write_few(path: Path, rows: pa.Table, level: int) -> None:
+    """Write a table of few rows as it is."""
+    with _open(path, rows.schema, rows, level, []) as writer:
+        writer.write_table(rows)
+
+
+def _open(path: Path, schema: pa.Schema, first: pa.Table, level: int, bounded: list[str] | None) -> pq.ParquetWriter:
+    """Open a file for its first row group.
+
+    `bounded` are the columns whose bounds are told where there will be no other row group:
+    bounds of all are a third of a small file, and one row group is read as a whole anyway.
+    """
+    forms = {field.name: _smallest(first.column(field.name), field, level) for field in schema}
+    encodings = {name: form.encoding for name, form in forms.items() if form.encoding != _DICTIONARY}
+    if bounded is not None and level >= _TRYING_LEVEL:
+        level = max(level, _LEVEL_OF_ONE_GROUP)
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={name: form.compression for name, form in forms.items()},
+        compression_level={name: level for name, form in forms.items() if form.compression == _ZSTD} or None,
+        use_dictionary=[name for name in forms if name not in encodings] or False,
+        column_encoding=encodings or None,
+        write_statistics=True if bounded is None else bounded or False,
+        store_schema=_WITH_SCHEMA,
+    )
+
+
+class _Form(NamedTuple):
+    """How one column is written."""
+
+    encoding: str
+    compression: str
+
+
+def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> _Form:
+    """Return the form that makes the column smallest."""
     kind = field.type
-    if pa.types.is_dictionary(kind) or pa.types.is_boolean(kind):
-        return _DICTIONARY if pa.types.is_dictionary(kind) else "PLAIN"
-    candidates = [_DICTIONARY, "PLAIN"]
-    if pa.types.is_integer(kind):
-        candidates.append("DELTA_BINARY_PACKED")
+    is_few = len(column) <= _FEW_ROWS
+    candidates = ["PLAIN"]
+    if pa.types.is_dictionary(kind):
+        candidates = [_DICTIONARY, "PLAIN"] if is_few else [_DICTIONARY]
+    elif pa.types.is_integer(kind):
+        candidates = [_DICTIONARY, "PLAIN", "DELTA_BINARY_PACKED"]
     elif pa.types.is_floating(kind):
-        candidates.append("BYTE_STREAM_SPLIT")
+        # Pyarrow 16.0 cannot read byte streams of a column with nulls.
+        candidates = [_DICTIONARY, "PLAIN"] if column.null_count else [_DICTIONARY, "PLAIN", "BYTE_STREAM_SPLIT"]
     elif pa.types.is_string(kind):
-        candidates.append("DELTA_BYTE_ARRAY")
-    if level < 3:
-        return candidates[-1] if pa.types.is_integer(kind) else "PLAIN"
-    sizes = {encoding: _size(column, field, encoding, level) for encoding in candidates}
-    return min(sizes, key=lambda encoding: sizes[encoding])
+        candidates = [_DICTIONARY, "PLAIN", "DELTA_BYTE_ARRAY"]
+    if level < _TRYING_LEVEL:
+        return _Form(candidates[0] if pa.types.is_dictionary(kind) else _QUICK.get(kind, "PLAIN"), _ZSTD)
+    compressions = [_ZSTD, "none"] if is_few else [_ZSTD]
+    forms = [_Form(encoding, compression) for encoding in candidates for compression in compressions]
+    if len(forms) == 1:
+        return forms[0]
+    return min(forms, key=lambda form: _size(column.slice(0, _TRIED_ROWS), field, form, level))
 
 
-def _size(column: pa.ChunkedArray, field: pa.Field, encoding: str, level: int) -> int:
+def _size(column: pa.ChunkedArray, field: pa.Field, form: _Form, level: int) -> int:
     target = io.BytesIO()
-    choice = {"use_dictionary": True} if encoding == _DICTIONARY else {"column_encoding": {field.name: encoding}}
+    is_dictionary = form.encoding == _DICTIONARY
     pq.write_table(
         pa.Table.from_arrays([column], names=[field.name]),
         target,
-        compression="zstd",
-        compression_level=level,
-        **{"use_dictionary": False, **choice},
+        compression=form.compression,
+        compression_level=level if form.compression == _ZSTD else None,
+        use_dictionary=is_dictionary,
+        column_encoding=None if is_dictionary else {field.name: form.encoding},
+        write_statistics=False,
+        store_schema=False,
     )
     return target.tell()

@@ -63,6 +63,8 @@ SPOOL_COLUMNS = (
     StoredColumn("file_extents", pa.string(), "JSON: [rows, bytes, checksum of its end] of each file when it was read"),
 )
 """Columns of the table `spools`: one row per spool directory, what its server said and what was found."""
+SPOOL_SCHEMA = pa.schema([column.field for column in SPOOL_COLUMNS])
+_DESCRIPTION = ("table", "column", "unit", "meaning")
 
 
 # ---------------------------------------------------------------- one table out of many streams
@@ -229,7 +231,7 @@ class Tables:
         path = self._earlier("keys")
         if not path.is_file():
             return None
-        rows = read_parquet(path).combine_chunks()
+        rows = read_parquet(path).combine_chunks().cast(KEY_SCHEMA)
         text = _key_texts(rows)
         return rows.column("key_id").to_numpy(), text, rows.column("key_type")
 
@@ -287,7 +289,7 @@ class Tables:
         if self._earlier(name).is_file():
             if not news:
                 return None
-            streams.insert(0, _sealed_stream(self._earlier(name), merge_column(name)))
+            streams.insert(0, _sealed_stream(self._earlier(name), merge_column(name), stored_schema(name)))
         if not streams:
             return 0
         writer = TableWriter(destination, name, stored_schema(name), self._absorbing(name, news), level)
@@ -342,8 +344,19 @@ class Tables:
         """Return one row per spool directory, those that a seal took away included."""
         earlier = self._earlier_spools()
         rows = [self._spool_row(spool, earlier.pop(spool.name, {})) for spool in self.spools]
-        schema = pa.schema([column.field for column in SPOOL_COLUMNS])
-        return pa.Table.from_pylist([*earlier.values(), *rows], schema=schema)
+        return pa.Table.from_pylist([*earlier.values(), *rows], schema=SPOOL_SCHEMA)
+
+    def column_rows(self) -> pa.Table:
+        """Return one row per column of the sealed files, with its unit and meaning: they tell names and types only."""
+        schemas = {name: stored_schema(name) for name in self.names()} | {"keys": KEY_SCHEMA, "spools": SPOOL_SCHEMA}
+        rows = [
+            {"table": name, "column": field.name}
+            | {word.decode(): text.decode() for word, text in field.metadata.items()}
+            for name, schema in schemas.items()
+            if name == "spools" or self._earlier(name).is_file()
+            for field in schema
+        ]
+        return pa.Table.from_pylist(rows, schema=pa.schema([(c, pa.string()) for c in _DESCRIPTION]))
 
     def _spool_row(self, spool: SpoolDirectory, earlier: dict[str, Any]) -> dict[str, Any]:
         damages = [(file, self.damage(spool, file)) for file in spool.files.values()]
@@ -445,15 +458,16 @@ def _key_texts(rows: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([pc.if_else(pc.is_valid(token), joined, before)])
 
 
-def _sealed_stream(path: Path, column: str | None) -> _Stream:
+def _sealed_stream(path: Path, column: str | None, schema: pa.Schema) -> _Stream:
     file = open_parquet(path)
+    groups = range(file.num_row_groups)
     units = []
-    for group in range(file.num_row_groups):
+    for group in groups:
         first = 0
         if column is not None:
             first = int(order_values(file.read_row_group(group, columns=[column]).column(0).combine_chunks()).min())
         units.append((file.metadata.row_group(group).num_rows, first))
-    return _Stream(path.name, units, (file.read_row_group(group) for group in range(file.num_row_groups)))
+    return _Stream(path.name, units, (file.read_row_group(group).cast(schema) for group in groups))
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -484,6 +498,6 @@ def read_absorbed(path: Path) -> Absorbed:
     """Return which rows of which spool files a sealed table holds."""
     if not path.is_file():
         return {}
-    content = (open_parquet(path).schema_arrow.metadata or {}).get(_ABSORBED, b"{}")
+    content = (open_parquet(path).metadata.metadata or {}).get(_ABSORBED, b"{}")
     absorbed: Absorbed = json.loads(content)
     return absorbed

@@ -7,6 +7,7 @@ does not cover the recorded tables (`recup.spool` writes them, `recup.store` rea
                          spool/<role>-<server id>/<table>.arrows, status.json
                          foreign/...
                          tables/<table>.parquet        after `recup seal`
+                         tables/columns.parquet        what the columns of those are
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recup.errors import RecupError, RunDamaged
+from recup.parquet_writing import write_few
 from recup.run_tables import Tables, open_parquet
 from recup.rundir import find_run, read_manifest, update_manifest
 
@@ -40,7 +40,7 @@ class SealReport:
     row_counts : dict
         Rows of each table that was written now; empty when all was sealed before.
     sizes_bytes : dict
-        Size of every table of the run, whenever it was sealed.
+        Size of every file of tables, whenever it was sealed; `columns` describes the others.
     damaged_files : tuple of str
         Spool files with an unreadable end; each is a row of `losses`.
     spool_removed : bool
@@ -146,9 +146,11 @@ def _write_all(tables: Tables, progress: Callable[[str, int, int], None] | None)
             os.replace(temporary, target / f"{name}.parquet")
         if progress is not None:
             progress(name, number + 1, len(names) + 2)
-    temporary = target / ".spools.parquet"
-    pq.write_table(tables.spool_rows(), temporary, compression="zstd")
-    os.replace(temporary, target / "spools.parquet")
+    # Spools last: they say that all there was is in the tables.
+    for name, rows in (("columns", tables.column_rows()), ("spools", tables.spool_rows())):
+        temporary = target / f".{name}.parquet"
+        write_few(temporary, rows, _LEVEL)
+        os.replace(temporary, target / f"{name}.parquet")
     _sync(target)
     if progress is not None:
         progress("spools", len(names) + 2, len(names) + 2)

@@ -11,8 +11,8 @@ repeat what other columns say.  Stored are therefore
   ``<cause>-<repr of the time>``, else whole;
 * a stop as the duration since the start, where start + duration is exactly the stop;
 * the text of a key without its 32-digit hexadecimal token, and the token as 16 bytes;
-* rows of a row group by server or key: row groups are disjoint in time, so time still
-  prunes them, and like stands beside like.
+* rows of a row group in an order that puts like beside like: row groups are disjoint in
+  time, so time still prunes them.
 
 Covers both directions for one batch of rows.  It does not cover files (`recup.sealing`).
 """
@@ -55,11 +55,14 @@ SQL_TYPES = {
 
 LOCAL_ORDER: dict[str, tuple[str, ...]] = {
     "scheduler_transitions": (),
-    "results": ("key_id", "run_id_offset", "role"),
+    "results": ("worker", "compute_start_s"),
     "startstops": ("key_id", "run_id_offset", "role"),
     "receptions": ("server_id", "key_id"),
-    "tasks": ("server_id", "submission", "key_id"),
+    "tasks": ("server_id", "submission", "priority_order"),
     "dependencies": ("server_id", "submission", "key_id", "dependency_id"),
+    "fused_tasks": ("server_id", "submission", "key_id", "inner_key_id"),
+    "samples": ("metric", "server_id", "subject"),
+    "fine_metrics": ("context", "activity", "prefix", "span_id", "server_id"),
 }
 """Order of the rows inside one row group; elsewhere by server, then as written."""
 

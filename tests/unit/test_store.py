@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recup import schema, spool_files
+from recup import parquet_writing, schema, spool_files
 from recup.completeness import completeness, verdict
 from recup.errors import BadQuery, RecupError, RunDamaged, RunNotFound, RunTooNew
 from recup.rundir import create_run, read_manifest, update_manifest
@@ -213,8 +213,20 @@ def test_every_column_carries_its_meaning_and_unit(tmp_path):
         assert field.metadata[b"meaning"] == b"Start of the computation, Dask's clock"
         assert all(each["meaning"] for each in run.schema().to_pylist())
     seal(tmp_path / "20231114T221320Z-abcd")
-    sealed = pq.read_schema(tmp_path / "20231114T221320Z-abcd" / "tables" / "results.parquet")
-    assert all(field.metadata[b"meaning"] for field in sealed)
+    tables = tmp_path / "20231114T221320Z-abcd" / "tables"
+    told = pq.read_table(tables / "columns.parquet").to_pylist()
+    assert {
+        "table": "results",
+        "column": "compute_start_s",
+        "unit": "s",
+        "meaning": "Start of the computation, Dask's clock",
+    } in told
+    assert {(each["table"], each["column"]) for each in told if each["meaning"]} == {
+        (path.stem, name)
+        for path in tables.glob("*.parquet")
+        if path.stem != "columns"
+        for name in pq.read_schema(path).names
+    }
 
 
 def test_a_directory_without_manifest_opens(tmp_path):
@@ -442,12 +454,15 @@ def test_rows_that_come_after_the_seal_are_taken_by_the_next(tmp_path):
         seal(tmp_path)
 
 
-def test_rows_added_to_a_spool_that_was_kept_are_added_once(tmp_path):
+@pytest.mark.parametrize("with_schema", [False, True])
+def test_rows_added_to_a_spool_that_was_kept_are_added_once(tmp_path, monkeypatch, with_schema):
+    monkeypatch.setattr(parquet_writing, "_WITH_SCHEMA", with_schema)  # True: as older recups and pyarrows sealed
     spool = Spool(tmp_path, "scheduler", "s")
     for each in transitions(4):
         spool.put(each)
     spool.close()
     seal(tmp_path, keep_spool=True)
+    monkeypatch.undo()
     for each in transitions(2, first=4):
         spool.put(each)
     assert spool.flush()
