@@ -42,9 +42,13 @@ cdef extern from "Python.h":
     PyObject** PySequence_Fast_ITEMS(object)
     PyTypeObject* Py_TYPE(object)
     ctypedef struct PyMemberDef:
+        int type
         Py_ssize_t offset
     ctypedef struct PyMemberDescrObject:
         PyMemberDef* d_member
+
+cdef extern from "structmember.h":
+    const int T_OBJECT_EX
 
 DEF KINDS = 12
 
@@ -73,13 +77,14 @@ cdef struct Place:      # of an attribute in objects of one type
 
 cdef object attribute(Place* place, object value, str name):
     """Return an attribute, and learn its place where it is a slot of the object."""
-    cdef object descriptor
+    cdef PyMemberDef* member
     if place.type == NULL:
         descriptor = getattr(type(value), name, None)
         if type(descriptor) is MemberDescriptorType:
-            Py_INCREF(type(value))      # for good: another type must never be there
-            place.offset = (<PyMemberDescrObject*><PyObject*>descriptor).d_member.offset
-            place.type = Py_TYPE(value)
+            member = (<PyMemberDescrObject*><PyObject*>descriptor).d_member
+            if member.type == T_OBJECT_EX:      # one of `__slots__`
+                Py_INCREF(type(value))          # for good: another type must never be there
+                place.offset, place.type = member.offset, Py_TYPE(value)
     return getattr(value, name)
 
 
@@ -322,13 +327,14 @@ cdef class WorkerHook(Hook):
             task = <object>found
             reached, run_id = slot(&TASK_STATE, task, "state"), slot(&TASK_RUN_ID, task, "run_id")
             number = self.transitions.whole(2, run_id)
+        told_state = None if reached == finish else reached
         moment = now()
         row = self.transitions.add()
         row[0], row[2] = moment, number
         keep(row, 1, key)
         keep(row, 3, start)
         keep(row, 4, finish)
-        keep(row, 5, None if reached == finish else reached)
+        keep(row, 5, told_state)
         keep(row, 6, cause)
         if finish == "executing":
             self.delays[key] = self.worker.scheduler_delay
