@@ -14,10 +14,11 @@ clock is known better.
 
 from __future__ import annotations
 
-from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, SERVER_NUMBERS, TASK_RUNS
+from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, SERVER_NUMBERS
 from recup.fuse_io import IO_VIEWS
 from recup.fuse_servers import CLOCKS, SERVERS, WORKER_LIVES
-from recup.fuse_threads import TASK_COUNTERS
+from recup.fuse_task_runs import ATTEMPT_FACTS, TASK_RUNS
+from recup.fuse_threads import COUNTER_SUMS, TASK_COUNTERS
 from recup.store import View, ViewColumn
 
 _SCHEDULER_ID = ViewColumn("scheduler_id", "Server id of the scheduler", null="not told")
@@ -401,6 +402,7 @@ VIEWS: tuple[View, ...] = (
     WORKER_LIVES,
     SERVER_NUMBERS,
     ATTEMPTS,
+    ATTEMPT_FACTS,
     TASK_RUNS,
     ACTIVITIES,
     TRANSFERS_DISTINCT,
@@ -410,6 +412,7 @@ VIEWS: tuple[View, ...] = (
     RUN_TIMES,
     RUN_SUMMARY,
     TASK_COUNTERS,
+    COUNTER_SUMS,
     *IO_VIEWS,
 )
 """Every view, those it needs before it."""

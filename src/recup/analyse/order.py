@@ -63,8 +63,8 @@ with tasks as (
     where server_id = $scheduler
     group by key_id
 ), attempts as (
-    select key_id, stored_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
-    from task_runs
+    select key_id, stored_s, gone_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
+    from attempt_facts
     where scheduler_id = $scheduler
 ), ran as (
     select
@@ -95,10 +95,6 @@ with tasks as (
     from (select distinct key_id, dependency_id from raw.dependencies where server_id = $scheduler) d
     left join placed p on p.key_id = d.key_id
     group by d.dependency_id
-), gone as (
-    select key_id, time_ns / 1e9 as released_s
-    from raw.scheduler_transitions
-    where server_id = $scheduler and start = 'memory'
 ), queued as (
     select distinct key_id, true as is_queued
     from raw.scheduler_transitions
@@ -109,7 +105,7 @@ select
     t.prefix,
     a.nbytes,
     a.stored_s,
-    gone.released_s,
+    a.gone_s as released_s,
     u.first_use_s,
     -- A use that is not through has no end.
     case when u.through_count = u.use_count then u.last_use_s end as last_use_s,
@@ -121,7 +117,6 @@ select
     u.last_place,
     p.submitted_s
 from attempts a
-asof left join gone on gone.key_id = a.key_id and a.stored_s <= gone.released_s
 left join tasks t on t.key_id = a.key_id
 left join placed p on p.key_id = a.key_id
 left join uses u on u.key_id = a.key_id
