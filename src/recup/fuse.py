@@ -19,6 +19,7 @@ from recup.fuse_io import IO_VIEWS
 from recup.fuse_servers import CLOCKS, SERVERS, WORKER_LIVES
 from recup.fuse_task_runs import ATTEMPT_FACTS, TASK_RUNS
 from recup.fuse_threads import COUNTER_SUMS, TASK_COUNTERS
+from recup.fuse_wasted import WASTED_ATTEMPTS
 from recup.store import View, ViewColumn
 
 _SCHEDULER_ID = ViewColumn("scheduler_id", "Server id of the scheduler", null="not told")
@@ -413,6 +414,7 @@ VIEWS: tuple[View, ...] = (
     RUN_SUMMARY,
     TASK_COUNTERS,
     COUNTER_SUMS,
+    WASTED_ATTEMPTS,
     *IO_VIEWS,
 )
 """Every view, those it needs before it."""

@@ -10,6 +10,7 @@ worker's own, whose record may lack its last second.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
@@ -65,8 +66,18 @@ def tasks_at_deaths(run: Run) -> pa.Table:
 # ---------------------------------------------------------------- what is found
 
 
+_KEPT: weakref.WeakKeyDictionary[Run, tuple[list[Document], list[Document]]] = weakref.WeakKeyDictionary()
+
+
 def _found(run: Run) -> tuple[list[Document], list[Document]]:
-    """Return deaths with their cause, and attempts at them."""
+    """Return deaths with their cause, and attempts at them: found once, as `recup lost` asks for them too."""
+    found = _KEPT.get(run)
+    if found is None:
+        found = _KEPT[run] = _find(run)
+    return found
+
+
+def _find(run: Run) -> tuple[list[Document], list[Document]]:
     dead = rows_of(run, DEATHS_SQL)
     if not dead:
         return [], []

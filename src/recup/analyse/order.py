@@ -53,7 +53,6 @@ RESULTS_SQL = """
 with tasks as (
     select
         key_id,
-        any_value(prefix) as prefix,
         arg_min(priority_user, submission) as priority_user,
         arg_min(priority_generation, submission) as priority_generation,
         arg_min(priority_order, submission) as priority_order,
@@ -63,7 +62,7 @@ with tasks as (
     where server_id = $scheduler
     group by key_id
 ), attempts as (
-    select key_id, stored_s, gone_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
+    select key_id, prefix, stored_s, gone_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
     from attempt_facts
     where scheduler_id = $scheduler
 ), ran as (
@@ -87,13 +86,15 @@ with tasks as (
 ), uses as (
     select
         d.dependency_id as key_id,
+        -- What several graphs list counts several times, which is as good.
         count(*) as use_count,
         min(p.started_s) as first_use_s,
         max(p.stopped_s) as last_use_s,
         max(p.place) as last_place,
         count(p.stopped_s) as through_count
-    from (select distinct key_id, dependency_id from raw.dependencies where server_id = $scheduler) d
+    from raw.dependencies d
     left join placed p on p.key_id = d.key_id
+    where d.server_id = $scheduler
     group by d.dependency_id
 ), queued as (
     select distinct key_id, true as is_queued
@@ -102,7 +103,7 @@ with tasks as (
 )
 select
     a.key_id,
-    t.prefix,
+    a.prefix,
     a.nbytes,
     a.stored_s,
     a.gone_s as released_s,
