@@ -180,7 +180,7 @@ where x.metric = 'memory_spilled_bytes' and x.value > 0
 
 MOVED_RESULTS = View(
     "moved_results",
-    "One row per result that moved between workers: how often, to how many, its size and the bytes moved.",
+    "One row per result that moved between workers: its prefix, how often, to how many, its size and the bytes moved.",
     (),
     """
 with moves as (
@@ -195,16 +195,22 @@ with moves as (
     select scheduler_id, key_id, destination, count(*) as move_count, max(nbytes) as nbytes, sum(nbytes) as moved_bytes
     from moves
     group by scheduler_id, key_id, destination
+), moved as (
+    select
+        scheduler_id,
+        key_id,
+        sum(move_count)::bigint as move_count,
+        count(*) as destination_count,
+        max(nbytes) as nbytes,
+        sum(moved_bytes)::bigint as moved_bytes
+    from moved_to
+    group by scheduler_id, key_id
+), prefixes as (
+    select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
 )
-select
-    scheduler_id,
-    key_id,
-    sum(move_count)::bigint as move_count,
-    count(*) as destination_count,
-    max(nbytes) as nbytes,
-    sum(moved_bytes)::bigint as moved_bytes
-from moved_to
-group by scheduler_id, key_id
+select m.*, p.prefix
+from moved m
+left join prefixes p on p.scheduler_id = m.scheduler_id and p.key_id = m.key_id
 """,
     is_kept=True,
     is_inner=True,

@@ -298,7 +298,10 @@ select prefix, nbytes, stored_s, gone_s from held
 
 SPILLED_PREFIXES_SQL = """
 with prefixes as (
-    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+    select key_id, any_value(prefix) as prefix
+    from raw.tasks
+    where key_id in (select key_id from raw.spills)
+    group by key_id
 )
 select p.prefix, sum(s.memory_bytes)::bigint as spilled_bytes
 from raw.spills s
@@ -365,7 +368,10 @@ order by l.nbytes desc, stored_at_s
 
 SPILLS_SQL = """
 with prefixes as (
-    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+    select key_id, any_value(prefix) as prefix
+    from raw.tasks
+    where key_id in (select key_id from raw.spills)
+    group by key_id
 )
 select
     p.prefix,
