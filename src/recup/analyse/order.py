@@ -305,12 +305,19 @@ def _peak(held: Held, steps: tuple[Any, Any]) -> tuple[float, int]:
 
 def _need(held: Held, thread_count: int) -> int:
     """Return the peak of a run in Dask's order; of a task computed again its largest result counts."""
-    in_order = np.lexsort((held["released_s"], -held["nbytes"], held["place"]))
-    first = in_order[np.diff(held["place"][in_order], prepend=-1) > 0]
-    if not len(first):
+    if not len(held["place"]):
         return 0
-    place, nbytes = held["place"][first], held["nbytes"][first]
     size = int(held["place"].max()) + 1
+    # Few tasks are computed again: only their results are put in order.
+    is_again = np.bincount(held["place"], minlength=size)[held["place"]] > 1
+    again = np.flatnonzero(is_again)
+    again = again[np.lexsort((held["released_s"][again], -held["nbytes"][again], held["place"][again]))]
+    again = again[np.diff(held["place"][again], prepend=-1) > 0]
+    at_place = np.full(size, -1)
+    for rows in (np.flatnonzero(~is_again), again):
+        at_place[held["place"][rows]] = rows
+    first = at_place[at_place >= 0]
+    place, nbytes = held["place"][first], held["nbytes"][first]
     end = place + thread_count
     last = held["last_place"][first]
     has_uses = np.isfinite(last)

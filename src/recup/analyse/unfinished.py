@@ -94,7 +94,8 @@ NO_LEAVING_SQL = """
 """Whether a row of transitions is of none of these causes; their times first, as texts cost much."""
 
 UNFINISHED_SQL = """
-with moved as (
+with moved as not materialized (
+    -- To keep so many rows costs more than to read them twice.
     select t.server_id, t.key_id, t.time_ns, t.finish
     from raw.scheduler_transitions t
     where {no_leaving}
