@@ -371,10 +371,10 @@ where r.role = 'worker' and r.outcome in ('memory', 'error') and r.thread is not
 
 _CPU_SQL = """
 with counted as (
-    select worker_id, prefix, count(*) as task_count, sum(cpu_s) as cpu_s
-    from task_counters
-    where kind = 'task' and outcome = 'returned' and cpu_s is not null
-    group by worker_id, prefix
+    select server_id as worker_id, prefix, sum(attempt_count)::bigint as task_count, sum(cpu_ns) / 1e9 as cpu_s
+    from counter_sums
+    where kind = 'task' and outcome = 'returned' and is_counted
+    group by server_id, prefix
 ), metered as (
     select server_id as worker_id, prefix, sum(value) as cpu_s
     from raw.fine_metrics

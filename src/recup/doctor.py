@@ -171,6 +171,7 @@ def fresh_interpreter() -> list[Check]:
 
 
 COMPILED = (
+    "recup.analyse.critical_path_ideal",
     "recup.capture.taskgraph",
     "recup.capture.thread_readings",
     "recup.capture.transition_hooks",
@@ -187,7 +188,7 @@ def compiled_parts() -> list[Check]:
     return [
         _warning(
             "compiled parts",
-            f"not compiled: {', '.join(missing)}; the record is the same, at more CPU time per task",
+            f"not compiled: {', '.join(missing)}; record and answers are the same, at more CPU time per task",
             "with a C compiler and Python's headers at hand: pip install --force-reinstall --no-deps recup",
         )
     ]

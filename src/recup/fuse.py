@@ -14,10 +14,12 @@ clock is known better.
 
 from __future__ import annotations
 
-from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, SERVER_NUMBERS, TASK_RUNS
+from recup.fuse_attempts import ACTIVITIES, ATTEMPTS, SERVER_NUMBERS
 from recup.fuse_io import IO_VIEWS
 from recup.fuse_servers import CLOCKS, SERVERS, WORKER_LIVES
-from recup.fuse_threads import TASK_COUNTERS
+from recup.fuse_task_runs import ATTEMPT_FACTS, TASK_RUNS
+from recup.fuse_threads import COUNTER_SUMS, TASK_COUNTERS
+from recup.fuse_wasted import WASTED_ATTEMPTS
 from recup.store import View, ViewColumn
 
 _SCHEDULER_ID = ViewColumn("scheduler_id", "Server id of the scheduler", null="not told")
@@ -178,7 +180,7 @@ where x.metric = 'memory_spilled_bytes' and x.value > 0
 
 MOVED_RESULTS = View(
     "moved_results",
-    "One row per result that moved between workers: how often, to how many, its size and the bytes moved.",
+    "One row per result that moved between workers: its prefix, how often, to how many, its size and the bytes moved.",
     (),
     """
 with moves as (
@@ -193,16 +195,22 @@ with moves as (
     select scheduler_id, key_id, destination, count(*) as move_count, max(nbytes) as nbytes, sum(nbytes) as moved_bytes
     from moves
     group by scheduler_id, key_id, destination
+), moved as (
+    select
+        scheduler_id,
+        key_id,
+        sum(move_count)::bigint as move_count,
+        count(*) as destination_count,
+        max(nbytes) as nbytes,
+        sum(moved_bytes)::bigint as moved_bytes
+    from moved_to
+    group by scheduler_id, key_id
+), prefixes as (
+    select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
 )
-select
-    scheduler_id,
-    key_id,
-    sum(move_count)::bigint as move_count,
-    count(*) as destination_count,
-    max(nbytes) as nbytes,
-    sum(moved_bytes)::bigint as moved_bytes
-from moved_to
-group by scheduler_id, key_id
+select m.*, p.prefix
+from moved m
+left join prefixes p on p.scheduler_id = m.scheduler_id and p.key_id = m.key_id
 """,
     is_kept=True,
     is_inner=True,
@@ -401,6 +409,7 @@ VIEWS: tuple[View, ...] = (
     WORKER_LIVES,
     SERVER_NUMBERS,
     ATTEMPTS,
+    ATTEMPT_FACTS,
     TASK_RUNS,
     ACTIVITIES,
     TRANSFERS_DISTINCT,
@@ -410,6 +419,8 @@ VIEWS: tuple[View, ...] = (
     RUN_TIMES,
     RUN_SUMMARY,
     TASK_COUNTERS,
+    COUNTER_SUMS,
+    WASTED_ATTEMPTS,
     *IO_VIEWS,
 )
 """Every view, those it needs before it."""

@@ -1,4 +1,4 @@
-"""View of what each attempt used in its own thread, beside who and where it was.
+"""Views of what attempts used in their own threads, beside who and where they were.
 
 Part of `recup.fuse`, which says what all views have in common.
 """
@@ -102,4 +102,44 @@ left join prefixes on prefixes.scheduler_id = s.scheduler_id and prefixes.key_id
 asof left join named
     on named.server_id = c.server_id and named.thread = c.thread and c.time_ns + 1000000 >= named.time_ns
 """,
+)
+
+COUNTER_SUMS = View(
+    "counter_sums",
+    "One row per worker, thread, prefix and what became of attempts: their counters summed up.  Methods of actors are no "
+    "attempts: each of their keys has rows of its own.",
+    (),
+    """
+with prefixes as (
+    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+)
+select
+    c.server_id,
+    c.thread,
+    p.prefix,
+    c.kind,
+    c.outcome,
+    c.cpu_ns is not null as is_counted,
+    case when c.run_id is null then c.key_id end as key_id,
+    count(*) as attempt_count,
+    -- A sum of whole numbers is of a type that files lack.
+    sum(c.wall_ns)::bigint as wall_ns,
+    sum(c.cpu_ns)::bigint as cpu_ns,
+    sum(greatest(c.wall_ns - c.cpu_ns - coalesce(c.queue_wait_ns, 0), 0))::bigint as blocked_ns,
+    sum(c.system_ns)::bigint as system_ns,
+    sum(c.read_chars_bytes)::bigint as read_chars_bytes,
+    sum(c.written_chars_bytes)::bigint as written_chars_bytes,
+    sum(c.read_chars_bytes + c.written_chars_bytes)::bigint as moved_chars_bytes,
+    sum(c.read_call_count)::bigint as read_call_count,
+    sum(c.write_call_count)::bigint as write_call_count,
+    sum(c.read_call_count + c.write_call_count)::bigint as call_count,
+    sum(c.storage_read_bytes)::bigint as storage_read_bytes,
+    sum(c.storage_written_bytes)::bigint as storage_written_bytes,
+    sum(c.major_fault_count)::bigint as major_fault_count
+from raw.thread_counters c
+left join prefixes p on p.key_id = c.key_id
+group by all
+""",
+    is_kept=True,
+    is_inner=True,
 )

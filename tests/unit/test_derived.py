@@ -38,17 +38,17 @@ def keys_of(path):
 
 
 def kept(path):
-    return sorted(each for each in (path / "derived").glob("task_runs-*"))
+    return sorted(each for each in (path / "derived").glob("attempt_facts-*"))
 
 
 def forge(path, key):
     """Put another answer in the place of the kept one."""
     with open_run(path) as run:
         digests = run._digests()
-        rows = run.arrow("task_runs").slice(0, 1)
+        rows = run.arrow("attempt_facts").slice(0, 1)
     position = rows.schema.get_field_index("key")
     pq.write_table(rows.set_column(position, "key", pa.array([key])), path / "forged")
-    keep_answer(path / "forged", path / "derived", "task_runs", digests["task_runs"], digests)
+    keep_answer(path / "forged", path / "derived", "attempt_facts", digests["attempt_facts"], digests)
 
 
 def test_an_answer_is_kept_and_taken_by_the_next_that_asks(sealed):

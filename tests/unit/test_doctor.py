@@ -54,7 +54,7 @@ def test_parts_that_were_not_compiled_are_told_with_their_price(monkeypatch):
     (check,) = doctor.compiled_parts()
     assert (check.level, check.statement) == (
         "warning",
-        "not compiled: recup.spool, recup.not_there; the record is the same, at more CPU time per task",
+        "not compiled: recup.spool, recup.not_there; record and answers are the same, at more CPU time per task",
     )
 
 

@@ -60,28 +60,6 @@ order by came_s, identity
 """
 
 ATTEMPTS_SQL = """
-with reached as (
-    select
-        server_id as worker_id,
-        key_id,
-        run_id,
-        min(time_ns) filter (finish = 'ready') as inputs_ns,
-        count(*) filter (finish = 'constrained') > 0 as is_constrained,
-        min(time_ns) filter (finish = 'long-running') as seceded_ns
-    from raw.worker_transitions
-    where run_id is not null and finish in ('ready', 'constrained', 'long-running')
-    group by server_id, key_id, run_id
-), counted as (
-    select
-        server_id as worker_id,
-        key_id,
-        run_id,
-        any_value(cpu_ns) as cpu_ns,
-        any_value(queue_wait_ns) as queue_wait_ns
-    from raw.thread_counters
-    where run_id is not null and kind = 'task'
-    group by server_id, key_id, run_id
-)
 select
     coalesce(t.scheduler_id, '') as scheduler_id,
     coalesce(t.worker_id, t.worker, '') as identity,
@@ -90,23 +68,20 @@ select
     t.ready_s,
     t.assigned_s,
     t.received_s,
-    reached.inputs_ns / 1e9 + coalesce(clocks.offset_s, 0.0) as inputs_s,
-    coalesce(reached.is_constrained, false) as is_constrained,
+    t.inputs_s,
+    t.is_constrained,
     t.executing_s,
     t.started_s,
     t.stopped_s,
-    reached.seceded_ns / 1e9 + coalesce(clocks.offset_s, 0.0) as seceded_s,
+    t.seceded_s,
     t.ended_s,
-    counted.cpu_ns / 1e9 as cpu_s,
-    counted.queue_wait_ns / 1e9 as queue_wait_s,
+    t.cpu_s,
+    t.queue_wait_s,
     {io} as io_s,
     {closed} as closed_s,
     {fetch_start} as fetch_start_s,
     {fetch_stop} as fetch_stop_s
-from task_runs t
-left join clocks on clocks.server_id = t.worker_id
-left join reached on reached.worker_id = t.worker_id and reached.key_id = t.key_id and reached.run_id = t.run_id
-left join counted on counted.worker_id = t.worker_id and counted.key_id = t.key_id and counted.run_id = t.run_id
+from attempt_facts t
 """
 """One row per attempt.  What few runs have is joined only where it is there: see `_JOINS`."""
 
@@ -117,7 +92,7 @@ left join (
 """
 _CLOSED_JOIN = """
 left join (
-    select o.worker_id, o.key_id, o.run_id, min(w.time_ns) as closed_ns
+    select o.worker_id, o.key_id, o.run_id, min(w.time_ns / 1e9 + coalesce(c.offset_s, 0.0)) as closed_s
     from task_runs o
     join clocks c on c.server_id = o.worker_id
     join raw.worker_transitions w on w.server_id = o.worker_id and w.key_id = o.key_id
@@ -164,17 +139,15 @@ where (p.action = 'deserialize'
 """
 
 WANTED_SQL = """
-with listed as (
-    select server_id, key_id, min(submission) as submission from raw.tasks group by server_id, key_id
-), done as (
-    select server_id, key_id, min(time_ns) as done_ns
-    from raw.scheduler_transitions
-    where finish in ('memory', 'erred', 'forgotten')
-    group by server_id, key_id
+with told as (
+    select server_id, key_id, submission from raw.tasks
+    union all by name
+    select server_id, key_id, time_ns from raw.scheduler_transitions where finish in ('memory', 'erred', 'forgotten')
 ), ends as (
-    select l.server_id, l.key_id, l.submission, d.done_ns
-    from listed l
-    left join done d on d.server_id = l.server_id and d.key_id = l.key_id
+    select server_id, key_id, min(submission) as submission, min(time_ns) as done_ns
+    from told
+    group by server_id, key_id
+    having min(submission) is not null
 ), undone as (
     -- A task that is only listed and never asked for is not wanted.
     select distinct t.server_id, t.key_id
@@ -269,7 +242,7 @@ def read_record(run: Run) -> Found:
     ((has_io, has_open, has_unreceived),) = run.sql(_PRESENT_SQL).fetchall()
     query = ATTEMPTS_SQL.format(
         io="i.io_s" if has_io else "null::double",
-        closed="e.closed_ns / 1e9 + coalesce(clocks.offset_s, 0.0)" if has_open else "null::double",
+        closed="e.closed_s" if has_open else "null::double",
         fetch_start="f.start_s" if has_unreceived else "null::double",
         fetch_stop="f.stop_s" if has_unreceived else "null::double",
     )
@@ -280,8 +253,13 @@ def read_record(run: Run) -> Found:
     names: list[str | None] = [None, *sorted(pc.unique(attempts["prefix"]).drop_null().to_pylist())]
     prefix_codes = {name: code for code, name in enumerate(names)}
 
+    told: dict[tuple[int, str], tuple[pa.Table, Floats]] = {}  # with the table, so that its id stays its own
+
     def moments(rows: pa.Table, name: str) -> Floats:
-        return numbers(rows[name]) - frame.start_s
+        asked = (id(rows), name)
+        if asked not in told:
+            told[asked] = (rows, numbers(rows[name]) - frame.start_s)
+        return told[asked][1]
 
     place, prefix = places.workers(attempts), codes(attempts["prefix"], prefix_codes)
     waits, executing, shares, notes = _of_attempts(attempts, moments, place, prefix)
@@ -544,6 +522,8 @@ def numbers(column: pa.ChunkedArray) -> Floats:
     """Return a column as numbers; what is not told is NaN."""
     array = column.cast(pa.float64()).combine_chunks()
     values = _content(array, np.float64)
+    if not array.null_count:
+        return values
     return np.where(_content(pc.is_valid(array).cast(pa.int8()), np.int8) == 1, values, np.nan)
 
 

@@ -10,6 +10,7 @@ worker's own, whose record may lack its last second.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TASKS_SHOWN = 1000
 """Tasks at deaths that are rows at most, those that ran first: thousands may be queued on a worker."""
+_TASKS_LOOKED_AT = 10 * TASKS_SHOWN
 
 
 def worker_deaths(run: Run) -> pa.Table:
@@ -65,12 +67,22 @@ def tasks_at_deaths(run: Run) -> pa.Table:
 # ---------------------------------------------------------------- what is found
 
 
+_KEPT: weakref.WeakKeyDictionary[Run, tuple[list[Document], list[Document]]] = weakref.WeakKeyDictionary()
+
+
 def _found(run: Run) -> tuple[list[Document], list[Document]]:
-    """Return deaths with their cause, and attempts at them."""
+    """Return deaths with their cause, and attempts at them: found once, as `recup lost` asks for them too."""
+    found = _KEPT.get(run)
+    if found is None:
+        found = _KEPT[run] = _find(run)
+    return found
+
+
+def _find(run: Run) -> tuple[list[Document], list[Document]]:
     dead = rows_of(run, DEATHS_SQL)
     if not dead:
         return [], []
-    tasks = rows_of(run, f"{TOP_TASKS_SQL} limit {TASKS_SHOWN * 10}")
+    tasks = rows_of(run, f"{TOP_TASKS_SQL} limit {_TASKS_LOOKED_AT}")
     executing: dict[int, list[Document]] = {}
     for task in tasks:
         if task["state"] in ("executing", "only task there"):
@@ -129,8 +141,7 @@ def blamed_tasks(run: Run) -> pa.Table:
     Columns: key, prefix, verdict, certainty, death_count, executing_count, only_task_count, ended_count,
     not_begun_count, unknown_count, others
     """
-    dead, _ = _found(run)
-    return _blamed_table(_blamed(run, dead))
+    return _blamed_table(_blamed(run, *_found(run)))
 
 
 def _blamed_table(rows: list[Document]) -> pa.Table:
@@ -144,8 +155,8 @@ def _blamed_table(rows: list[Document]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
 
 
-def _blamed(run: Run, dead: list[Document]) -> list[Document]:
-    if not dead:
+def _blamed(run: Run, dead: list[Document], tasks: list[Document]) -> list[Document]:
+    if not dead or (len(tasks) < _TASKS_LOOKED_AT and not any(each["is_blamed"] for each in tasks)):
         return []
     rows = rows_of(run, BLAMED_SQL)
     for row in rows:
@@ -168,7 +179,7 @@ def _blamed(run: Run, dead: list[Document]) -> list[Document]:
 def deaths(run: Run) -> Answer:
     """Why did workers die, and were the tasks that Dask blames there at every death?"""
     dead, tasks = _found(run)
-    blamed = _blamed(run, dead)
+    blamed = _blamed(run, dead, tasks)
     return Answer(
         _headline(dead),
         ranked([*_causes(dead), *_shared_prefixes(dead), *_blame(blamed)]),

@@ -25,25 +25,15 @@ GROUPS = {
 }
 """What rows can be of, and the columns that name one; `task` gives single attempts."""
 
-# The view of counters names keys, prefixes and threads too, which nobody asks for here and costs most of it.
-_USED = """select s.scheduler_id, c.key_id, c.run_id, sum(c.cpu_ns / 1e9) as cpu_s
-    from raw.thread_counters c
-    left join servers s on s.server_id = c.server_id
-    where c.run_id is not null
-    group by all"""
-
 
 def _grouped_sql(by: str) -> str:
     names = ", ".join(GROUPS[by])
     return f"""
 with hosts as (
     select host_id, any_value(hostname) as host from raw.hosts group by host_id
-), used as (
-    {_USED}
 ), attempts as (
-    select r.*, used.cpu_s, coalesce(hosts.host, r.host_id) as host
-    from task_runs r
-    left join used using (scheduler_id, key_id, run_id)
+    select r.*, coalesce(hosts.host, r.host_id) as host
+    from attempt_facts r
     left join hosts using (host_id)
 )
 select
@@ -68,14 +58,10 @@ order by compute_s desc nulls last, attempt_count desc, {names}
 GROUPED_SQL = {by: _grouped_sql(by) for by in GROUPS}
 """The question by what rows are of."""
 
-TASKS_SQL = f"""
-with used as (
-    {_USED}
-)
+TASKS_SQL = """
 select key, compute_s, cpu_s / nullif(compute_s, 0) as cpu_share, worker,
     started_s - (select started_s from run_times) as started_at_s, nbytes as result_bytes, outcome, run_id, prefix
-from task_runs
-left join used using (scheduler_id, key_id, run_id)
+from attempt_facts
 where compute_s is not null
 order by compute_s desc, key_id, run_id
 limit ?

@@ -19,35 +19,11 @@ if TYPE_CHECKING:
     from recup.store import Run
 
 _WAITED = """
-with received as (
-    select server_id as worker_id, key_id, run_id, min(time_ns) as from_ns, sum(dependency_bytes) as dependency_bytes
-    from raw.receptions
-    where remote_count > 0 and run_id is not null
-    group by all
-), readied as (
-    select server_id as worker_id, key_id, run_id, min(time_ns) as to_ns
-    from raw.worker_transitions
-    where start = 'waiting' and run_id is not null
-    group by all
-), waits as (
+with placed as (
     -- An attempt without a second moment (cancelled, lost) is left out.
-    select
-        r.worker_id,
-        s.scheduler_id,
-        r.key_id,
-        r.run_id,
-        r.from_ns / 1e9 + coalesce(c.offset_s, 0.0) as from_s,
-        e.to_ns / 1e9 + coalesce(c.offset_s, 0.0) as to_s
-    from received r
-    join readied e on e.worker_id = r.worker_id and e.key_id = r.key_id and e.run_id = r.run_id and e.to_ns >= r.from_ns
-    left join servers s on s.server_id = r.worker_id
-    left join clocks c on c.server_id = r.worker_id
-), placed as (
-    select w.*, t.prefix, t.compute_s, coalesce(t.is_from_steal, false) as is_from_steal
-    from waits w
-    left join (
-        select scheduler_id, key_id, run_id, prefix, compute_s, is_from_steal from task_runs
-    ) t using (scheduler_id, key_id, run_id)
+    select prefix, worker_id, received_s as from_s, waited_s as to_s, compute_s, is_from_steal
+    from attempt_facts
+    where remote_count > 0 and waited_s >= received_s
 )
 """
 

@@ -118,15 +118,8 @@ order by read_bytes + written_bytes desc, {names}
 DARSHAN_SQL = {by: _darshan_sql(by) for by in GROUPS}
 """The question by what rows are of; io_s counts once where reads and writes of one thread overlap."""
 
-_COUNTED = """
-with counted as (
-    select c.server_id, c.key_id, c.run_id, c.thread, s.address as worker, c.kind,
-        c.read_chars_bytes, c.written_chars_bytes, c.read_call_count, c.write_call_count
-    from raw.thread_counters c
-    join servers s on s.server_id = c.server_id
-), prefixes as (
-    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
-), totals as (
+_REST = """
+totals as (
     -- Counters of a process only grow; recup sees them from its first sample on.
     select server_id, metric, max(value) - min(value) as value
     from raw.samples
@@ -142,43 +135,63 @@ with counted as (
     join servers s on s.server_id = totals.server_id
     left join (
         select server_id, coalesce(sum(read_chars_bytes), 0) as read_bytes, coalesce(sum(written_chars_bytes), 0) as written_bytes
-        from counted
+        from counter_sums
         group by server_id
     ) t on t.server_id = totals.server_id
     group by s.address
-), pieces as (
-    select key_id, run_id, worker, thread, 'task' as owner, read_chars_bytes as got_bytes,
-        written_chars_bytes as put_bytes, read_call_count as got_count, write_call_count as put_count
-    from counted
-    union all by name
+), rest_pieces as (
     -- greatest() alone would make 0 of what is not known.
     select worker, ? as owner,
         case when read_bytes is not null then greatest(read_bytes, 0)::bigint end as got_bytes,
-        case when written_bytes is not null then greatest(written_bytes, 0)::bigint end as put_bytes
+        case when written_bytes is not null then greatest(written_bytes, 0)::bigint end as put_bytes,
+        got_bytes + put_bytes as moved_bytes
     from rest
+)
+"""
+
+_TASK_PIECES = """
+pieces as (
+    select
+        c.key_id,
+        c.run_id,
+        any_value(p.prefix) as prefix,
+        s.address as worker,
+        'task' as owner,
+        sum(c.read_chars_bytes) as got_bytes,
+        sum(c.written_chars_bytes) as put_bytes,
+        sum(c.read_call_count) as got_count,
+        sum(c.write_call_count) as put_count,
+        sum(c.read_chars_bytes + c.written_chars_bytes) as moved_bytes,
+        1 as attempt_count
+    from raw.thread_counters c
+    join servers s on s.server_id = c.server_id
+    left join (select key_id, any_value(prefix) as prefix from raw.tasks group by key_id) p on p.key_id = c.key_id
+    group by c.key_id, c.run_id, s.address
+    union all by name
+    from rest_pieces
+)
+"""
+
+_SUMMED_PIECES = """
+pieces as (
+    select c.prefix, s.address as worker, c.thread, 'task' as owner, c.read_chars_bytes as got_bytes,
+        c.written_chars_bytes as put_bytes, c.read_call_count as got_count, c.write_call_count as put_count,
+        c.moved_chars_bytes as moved_bytes, c.key_id as method_id,
+        case when c.key_id is null then c.attempt_count end as attempt_count
+    from counter_sums c
+    join servers s on s.server_id = c.server_id
+    union all by name
+    from rest_pieces
 )
 """
 
 
 def _counters_sql(by: str) -> str:
     names = ", ".join(GROUPS[by])
-    numbers = names.replace("key", "key_id")
-    # Attempts first: counting distinct ones, and texts of their keys, cost several times as much.
+    # Calls of one method of an actor count as one task.
+    methods = "" if by == "task" else " + count(distinct method_id)"
     return f"""
-{_COUNTED}
-, attempts as (
-    select
-        {numbers},
-        owner,
-        sum(got_bytes) as got_bytes,
-        sum(put_bytes) as put_bytes,
-        sum(got_count) as got_count,
-        sum(put_count) as put_count,
-        sum(got_bytes + put_bytes) as moved_bytes
-    from pieces
-    {"left join prefixes using (key_id)" if "prefix" in names else ""}
-    group by {numbers}, owner, key_id, run_id
-)
+with {_REST}, {_TASK_PIECES if by == "task" else _SUMMED_PIECES}
 select
     {names},
     owner,
@@ -189,10 +202,10 @@ select
     null::bigint as stream_bytes,
     null::double as io_s,
     null::bigint as file_count,
-    count(*) filter (owner = 'task') as task_count,
+    (coalesce(sum(attempt_count), 0){methods})::bigint as task_count,
     null::double as small_share,
     coalesce(sum(moved_bytes) filter (owner = 'task'), 0) / nullif(sum(moved_bytes), 0) as attributed_share
-from attempts
+from pieces
 {"left join keys using (key_id)" if by == "task" else ""}
 group by {names}, owner
 having sum(moved_bytes) > 0

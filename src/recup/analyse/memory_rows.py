@@ -279,18 +279,10 @@ order by peak_share desc nulls last, peak_bytes desc nulls last, worker
 _HELD = """
 with run_start as (
     select started_s as zero_s, ended_s as end_s from run_times
-), stored as (
-    select scheduler_id, key_id, run_id, prefix, worker, typename, nbytes, stored_s
-    from task_runs
+), held as (
+    select prefix, nbytes, stored_s, gone_s
+    from attempt_facts
     where stored_s is not null and nbytes is not null
-), gone as (
-    select server_id as scheduler_id, key_id, time_ns / 1e9 as gone_s
-    from raw.scheduler_transitions
-    where start = 'memory' and finish <> 'memory'
-), held as materialized (
-    select s.*, g.gone_s
-    from stored s
-    asof left join gone g on g.scheduler_id = s.scheduler_id and g.key_id = s.key_id and s.stored_s <= g.gone_s
 ), steps as (
     select prefix, stored_s as step_s, nbytes as step from held
     union all
@@ -306,7 +298,10 @@ select prefix, nbytes, stored_s, gone_s from held
 
 SPILLED_PREFIXES_SQL = """
 with prefixes as (
-    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+    select key_id, any_value(prefix) as prefix
+    from raw.tasks
+    where key_id in (select key_id from raw.spills)
+    group by key_id
 )
 select p.prefix, sum(s.memory_bytes)::bigint as spilled_bytes
 from raw.spills s
@@ -348,21 +343,12 @@ order by at_s, is_rest, prefix
 LARGEST_SQL = """
 with run_start as (
     select started_s as zero_s, ended_s as end_s from run_times
-), chosen as (
-    select scheduler_id, key_id, run_id, prefix, worker, typename, nbytes, stored_s
-    from task_runs
+), largest as (
+    select key_id, run_id, prefix, worker, typename, nbytes, stored_s, gone_s
+    from attempt_facts
     where stored_s is not null and nbytes is not null
     order by nbytes desc, stored_s
     limit ?
-), gone as (
-    select server_id as scheduler_id, key_id, time_ns / 1e9 as gone_s
-    from raw.scheduler_transitions
-    semi join chosen on chosen.key_id = scheduler_transitions.key_id
-    where start = 'memory' and finish <> 'memory'
-), largest as (
-    select c.*, g.gone_s
-    from chosen c
-    asof left join gone g on g.scheduler_id = c.scheduler_id and g.key_id = c.key_id and c.stored_s <= g.gone_s
 )
 select
     keys.key,
@@ -382,7 +368,10 @@ order by l.nbytes desc, stored_at_s
 
 SPILLS_SQL = """
 with prefixes as (
-    select key_id, any_value(prefix) as prefix from raw.tasks group by key_id
+    select key_id, any_value(prefix) as prefix
+    from raw.tasks
+    where key_id in (select key_id from raw.spills)
+    group by key_id
 )
 select
     p.prefix,

@@ -81,14 +81,7 @@ group by source_worker, source_worker_id, destination_worker_id,
 order by moved_bytes desc, source_worker, destination_worker
 """
 
-_PREFIXES = """
-with prefixes as (
-    select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
-)
-"""
-
-RESULTS_SQL = f"""
-{_PREFIXES}
+RESULTS_SQL = """
 select
     prefix,
     count(*) as result_count,
@@ -100,14 +93,12 @@ select
     max(destination_count) as most_destination_count,
     max(nbytes) as largest_bytes
 from moved_results
-left join prefixes using (scheduler_id, key_id)
 group by prefix
 order by moved_bytes desc nulls last, prefix
 """
 
-AGAIN_SQL = f"""
-{_PREFIXES}
-, most as (
+AGAIN_SQL = """
+with most as (
     select * from moved_results where move_count > 1 order by moved_bytes - nbytes desc nulls last, key_id limit ?
 )
 select
@@ -119,7 +110,6 @@ select
     moved_bytes,
     moved_bytes - nbytes as moved_again_bytes
 from most
-left join prefixes using (scheduler_id, key_id)
 left join keys on keys.key_id = most.key_id
 order by moved_again_bytes desc nulls last, keys.key
 """

@@ -53,7 +53,6 @@ RESULTS_SQL = """
 with tasks as (
     select
         key_id,
-        any_value(prefix) as prefix,
         arg_min(priority_user, submission) as priority_user,
         arg_min(priority_generation, submission) as priority_generation,
         arg_min(priority_order, submission) as priority_order,
@@ -63,8 +62,8 @@ with tasks as (
     where server_id = $scheduler
     group by key_id
 ), attempts as (
-    select key_id, stored_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
-    from task_runs
+    select key_id, prefix, stored_s, gone_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
+    from attempt_facts
     where scheduler_id = $scheduler
 ), ran as (
     select
@@ -87,18 +86,16 @@ with tasks as (
 ), uses as (
     select
         d.dependency_id as key_id,
+        -- What several graphs list counts several times, which is as good.
         count(*) as use_count,
         min(p.started_s) as first_use_s,
         max(p.stopped_s) as last_use_s,
         max(p.place) as last_place,
         count(p.stopped_s) as through_count
-    from (select distinct key_id, dependency_id from raw.dependencies where server_id = $scheduler) d
+    from raw.dependencies d
     left join placed p on p.key_id = d.key_id
+    where d.server_id = $scheduler
     group by d.dependency_id
-), gone as (
-    select key_id, time_ns / 1e9 as released_s
-    from raw.scheduler_transitions
-    where server_id = $scheduler and start = 'memory'
 ), queued as (
     select distinct key_id, true as is_queued
     from raw.scheduler_transitions
@@ -106,10 +103,10 @@ with tasks as (
 )
 select
     a.key_id,
-    t.prefix,
+    a.prefix,
     a.nbytes,
     a.stored_s,
-    gone.released_s,
+    a.gone_s as released_s,
     u.first_use_s,
     -- A use that is not through has no end.
     case when u.through_count = u.use_count then u.last_use_s end as last_use_s,
@@ -121,7 +118,6 @@ select
     u.last_place,
     p.submitted_s
 from attempts a
-asof left join gone on gone.key_id = a.key_id and a.stored_s <= gone.released_s
 left join tasks t on t.key_id = a.key_id
 left join placed p on p.key_id = a.key_id
 left join uses u on u.key_id = a.key_id
@@ -309,12 +305,19 @@ def _peak(held: Held, steps: tuple[Any, Any]) -> tuple[float, int]:
 
 def _need(held: Held, thread_count: int) -> int:
     """Return the peak of a run in Dask's order; of a task computed again its largest result counts."""
-    in_order = np.lexsort((held["released_s"], -held["nbytes"], held["place"]))
-    first = in_order[np.diff(held["place"][in_order], prepend=-1) > 0]
-    if not len(first):
+    if not len(held["place"]):
         return 0
-    place, nbytes = held["place"][first], held["nbytes"][first]
     size = int(held["place"].max()) + 1
+    # Few tasks are computed again: only their results are put in order.
+    is_again = np.bincount(held["place"], minlength=size)[held["place"]] > 1
+    again = np.flatnonzero(is_again)
+    again = again[np.lexsort((held["released_s"][again], -held["nbytes"][again], held["place"][again]))]
+    again = again[np.diff(held["place"][again], prepend=-1) > 0]
+    at_place = np.full(size, -1)
+    for rows in (np.flatnonzero(~is_again), again):
+        at_place[held["place"][rows]] = rows
+    first = at_place[at_place >= 0]
+    place, nbytes = held["place"][first], held["nbytes"][first]
     end = place + thread_count
     last = held["last_place"][first]
     has_uses = np.isfinite(last)

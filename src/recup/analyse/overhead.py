@@ -47,37 +47,29 @@ IDLE_SHARE = 0.1
 Floats = npt.NDArray[np.float64]
 
 GAPS_SQL = """
-with local as (
-    select s.scheduler_id, r.key_id, r.run_id
-    from raw.receptions r
-    join servers s on s.server_id = r.server_id
-    where r.run_id is not null
-    group by all
-    having max(r.remote_count) = 0
-), wanting as (
+with wanting as (
     select distinct server_id as scheduler_id, key_id
     from raw.tasks
     where restrictions is not null and json_extract_string(restrictions, '$.resources') not in ('{}', 'null')
 ), ran as (
     select
         scheduler_id, key_id, run_id, prefix, thread, received_s, executing_s, started_s, stopped_s, stored_s, compute_s,
-        disk_read_s,
+        disk_read_s, remote_count,
         least(ready_s, received_s) as there_s,
         lag(stopped_s) over in_thread as before_s,
         coalesce(lag(disk_write_s) over in_thread, 0.0) as before_write_s
-    from task_runs
+    from attempt_facts
     where started_s is not null and stopped_s is not null
     window in_thread as (partition by worker_id, thread order by started_s)
 ), gaps as (
     select ran.*,
         case
             when thread is not null and there_s <= before_s and started_s between before_s and before_s + ?
-                and local.key_id is not null and wanting.key_id is null
+                and remote_count = 0 and wanting.key_id is null
                 and coalesce(disk_read_s, 0.0) + before_write_s = 0.0
             then started_s - before_s
         end as gap_s
     from ran
-    left join local using (scheduler_id, key_id, run_id)
     left join wanting using (scheduler_id, key_id)
 )
 select

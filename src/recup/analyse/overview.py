@@ -95,42 +95,40 @@ order by worker_count desc, 1, 2, 3
 """
 
 PREFIXES_SQL = """
-with known as (
-    select server_id, key_id, any_value(prefix) as prefix
-    from raw.tasks
-    group by server_id, key_id
-), reached as (
-    select server_id, key_id, arg_max(finish, time_ns) as state
-    from raw.scheduler_transitions
-    where finish in ('memory', 'erred')
-    group by server_id, key_id
-), ran as (
-    select
-        server_id,
-        key_id,
-        count(*) as attempt_count,
-        count(*) filter (outcome = 'erred') as erred_count,
-        sum(compute_stop_s - compute_start_s) as compute_s,
-        count(compute_stop_s) as computed_count,
-        sum(nbytes) as result_bytes
+with told as (
+    select server_id, key_id, true as is_listed, prefix from raw.tasks
+    union all by name
+    select server_id, key_id, finish as state, time_ns from raw.scheduler_transitions where finish in ('memory', 'erred')
+    union all by name
+    select server_id, key_id, true as is_accepted, outcome, compute_stop_s - compute_start_s as compute_s, compute_stop_s, nbytes
     from raw.results
     where role = 'scheduler'
+), known as (
+    -- In one go: to join what is grouped one by one costs as much again.
+    select
+        any_value(prefix) as prefix,
+        arg_max(state, time_ns) as state,
+        count(is_accepted) as attempt_count,
+        count(*) filter (outcome = 'erred') as erred_count,
+        sum(compute_s) as compute_s,
+        count(compute_stop_s) as computed_count,
+        sum(nbytes) as result_bytes
+    from told
     group by server_id, key_id
+    having bool_or(is_listed)
 )
 select
     prefix,
     count(*) as task_count,
     count(*) filter (state = 'memory') as done_count,
     count(*) filter (state = 'erred' and erred_count > 0) as failed_count,
-    count(*) filter (state = 'erred' and coalesce(erred_count, 0) = 0) as blocked_count,
+    count(*) filter (state = 'erred' and erred_count = 0) as blocked_count,
     count(*) filter (state is null) as without_result_count,
     coalesce(sum(attempt_count), 0)::bigint as attempt_count,
     sum(compute_s) as compute_s,
     sum(compute_s) / nullif(sum(computed_count), 0) as mean_s,
     sum(result_bytes)::bigint as result_bytes
 from known
-left join reached using (server_id, key_id)
-left join ran using (server_id, key_id)
 group by prefix
 order by compute_s desc nulls last, task_count desc, prefix
 """

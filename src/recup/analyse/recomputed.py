@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
 from recup.analyse.deaths import worker_deaths
 from recup.analyse.rows import Document, rows_of
+from recup.fuse_wasted import CLOSINGS
 from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
@@ -28,62 +29,11 @@ NOTABLE_SHARE = 0.001
 ATTEMPTS_SHOWN = 50
 """Attempts that are rows, those that took longest."""
 
-_WASTED = """
+_WASTED = f"""
 with run_start as (
     select started_s as zero_s from run_times
-), several as (
-    select scheduler_id, key_id from task_runs where outcome = 'memory' group by all having count(*) > 1
-), made as (
-    select t.*, lag(t.stored_s) over (partition by t.scheduler_id, t.key_id order by t.attempt_number) as before_s,
-        row_number() over (partition by t.scheduler_id, t.key_id order by t.attempt_number) as turn
-    from task_runs t
-    semi join several on several.scheduler_id = t.scheduler_id and several.key_id = t.key_id
-    where t.outcome = 'memory'
-), departures as (
-    select t.server_id as scheduler_id, t.key_id, t.time_ns / 1e9 as gone_s, t.stimulus_id
-    from raw.scheduler_transitions t
-    semi join several on several.scheduler_id = t.server_id and several.key_id = t.key_id
-    where t.start = 'memory' and t.finish <> 'memory'
-), revivals as (
-    select t.server_id as scheduler_id, t.key_id, t.time_ns / 1e9 as wanted_s, t.stimulus_id
-    from raw.scheduler_transitions t
-    semi join several on several.scheduler_id = t.server_id and several.key_id = t.key_id
-    where t.start <> 'waiting' and t.finish = 'waiting'
-), removals as (
-    select distinct server_id as scheduler_id, stimulus_id, address
-    from raw.workers
-    where action = 'remove' and stimulus_id is not null
-), closings as (
-    select scheduler_id, stimulus_id, any_value(address) as address from removals group by scheduler_id, stimulus_id
-), wasted as (
-    select
-        scheduler_id, key_id, run_id, prefix, worker, attempt_number, ended_s,
-        outcome::varchar as kind,
-        coalesce(compute_s, case when ended_s - executing_s is not null then greatest(ended_s - executing_s, 0) end) as wasted_s,
-        case outcome
-            when 'lost' then end_cause
-            when 'error' then regexp_extract(exception_text, '^([A-Za-z_][A-Za-z_0-9.]*)', 1)
-            when 'cancelled' then regexp_replace(end_cause, '-[0-9.]+$', '')
-        end as cause,
-        false as is_direct
-    from task_runs
-    where outcome in ('lost', 'error', 'cancelled', 'rescheduled')
-    union all
-    -- A result that is computed again pulls again what it needs, though that was released in order: what made it wanted
-    -- tells both from what a client asked for again.
-    select
-        m.scheduler_id, m.key_id, m.run_id, m.prefix, m.worker, m.attempt_number, m.ended_s,
-        case when c.stimulus_id is not null then 'lost result' else 'computed again' end,
-        m.compute_s,
-        case when c.stimulus_id is not null then r.stimulus_id else regexp_replace(r.stimulus_id, '-[0-9.]+$', '') end,
-        coalesce(d.stimulus_id = r.stimulus_id, false)
-    from made m
-    asof left join departures d
-        on d.scheduler_id = m.scheduler_id and d.key_id = m.key_id and m.before_s <= d.gone_s
-    asof left join revivals r
-        on r.scheduler_id = m.scheduler_id and r.key_id = m.key_id and m.assigned_s >= r.wanted_s
-    left join closings c on c.scheduler_id = r.scheduler_id and c.stimulus_id = r.stimulus_id
-    where m.turn > 1
+), {CLOSINGS.strip()}, wasted as (
+    from wasted_attempts
 )
 """
 
@@ -182,7 +132,7 @@ def wasted_by_cause(run: Run) -> pa.Table:
     From: task_runs, scheduler_transitions, workers, worker_lives
     Columns: kind, cause, wasted_s, attempt_count, task_count, again_count, unknown_count, prefix (that took most)
     """
-    return _causes_table(_causes(run))
+    return _causes_table(_causes(run, _Words(run)))
 
 
 def wasted_by_prefix(run: Run) -> pa.Table:
@@ -199,7 +149,8 @@ def wasted_by_prefix(run: Run) -> pa.Table:
 
 def recomputed(run: Run) -> Answer:
     """What was lost and computed again, at what cost?"""
-    causes = _causes(run)
+    words = _Words(run)
+    causes = _causes(run, words)
     (total,) = rows_of(run, _TOTAL_SQL)
     wasted = sum(row["wasted_s"] or 0.0 for row in causes)
     lost_s = sum(row["wasted_s"] or 0.0 for row in causes if row["kind"] == "lost")
@@ -210,7 +161,7 @@ def recomputed(run: Run) -> Answer:
         (
             AnswerTable("causes", "Work thrown away or done again, by cause", _causes_table(causes)),
             AnswerTable("prefixes", "Work thrown away or done again, by prefix", wasted_by_prefix(run)),
-            AnswerTable("attempts", "Attempts that took longest for nothing", _attempts(run)),
+            AnswerTable("attempts", "Attempts that took longest for nothing", _attempts(run, words)),
         ),
         _basis(total, causes),
     )
@@ -219,9 +170,8 @@ def recomputed(run: Run) -> Answer:
 # ---------------------------------------------------------------- causes in words
 
 
-def _causes(run: Run) -> list[Document]:
+def _causes(run: Run, words: _Words) -> list[Document]:
     """Return causes, those that read alike as one."""
-    words = _Words(run)
     rows = rows_of(run, CAUSES_SQL)
     for row in rows:
         row["group"], row["cause"] = words.of(row)
@@ -290,10 +240,9 @@ def _causes_table(causes: list[Document]) -> pa.Table:
     return pa.Table.from_pylist(causes, schema=pa.schema(list(kinds.items())))
 
 
-def _attempts(run: Run) -> pa.Table:
+def _attempts(run: Run, words: _Words) -> pa.Table:
     import pyarrow as pa
 
-    words = _Words(run)
     rows = rows_of(run, ATTEMPTS_SQL, [ATTEMPTS_SHOWN])
     for row in rows:
         row["cause"] = words.of(row)[1]

@@ -49,13 +49,7 @@ PRESSURE_SHARE = 0.7
 SHOWN = 200
 
 ATTEMPTS_SQL = """
-with used as (
-    select s.scheduler_id, c.server_id as worker_id, c.key_id, c.run_id, c.cpu_ns, c.queue_wait_ns, c.wall_ns,
-        c.major_fault_count
-    from raw.thread_counters c
-    join servers s on s.server_id = c.server_id
-    where c.run_id is not null and c.kind = 'task'
-), hosts as (
+with hosts as (
     select host_id, any_value(hostname) as host from raw.hosts group by host_id
 ), lives as (
     select worker_id, any_value(host) as host from worker_lives where worker_id is not null group by worker_id
@@ -69,13 +63,11 @@ select
     coalesce(r.worker_id, r.worker) || ' ' || r.thread as thread,
     r.compute_s,
     r.nbytes,
-    u.cpu_ns / 1e9 as cpu_s,
-    u.queue_wait_ns / 1e9 as queue_wait_s,
-    case when u.cpu_ns is not null then greatest(u.wall_ns - u.cpu_ns - coalesce(u.queue_wait_ns, 0), 0) / 1e9 end
-        as blocked_s,
-    u.major_fault_count::double as major_fault_count
-from task_runs r
-left join used u using (scheduler_id, worker_id, key_id, run_id)
+    r.cpu_s,
+    r.queue_wait_s,
+    r.blocked_s,
+    r.major_fault_count::double as major_fault_count
+from attempt_facts r
 left join hosts on hosts.host_id = r.host_id
 left join lives on lives.worker_id = r.worker_id
 where r.outcome = 'memory' and r.compute_s > 0 and r.thread is not null and r.prefix is not null

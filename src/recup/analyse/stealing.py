@@ -39,7 +39,10 @@ from raw.steals
 
 _MOVES = """
 with prefixes as (
-    select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
+    select server_id as scheduler_id, key_id, any_value(prefix) as prefix
+    from raw.tasks
+    where key_id in (select key_id from raw.steals)
+    group by all
 ), confirmed as (
     select server_id as scheduler_id, key_id, run_id, time_ns / 1e9 as stolen_s, victim, thief
     from raw.steals
@@ -50,19 +53,12 @@ with prefixes as (
 STEALS_SQL = f"""
 {_MOVES}
 , stolen as (
-    select c.*, r.worker_id, r.started_s, r.compute_s, r.received_s, r.clock_error_s
+    select c.*, r.worker_id, r.started_s, r.compute_s, r.received_s, r.waited_s, r.clock_error_s
     from confirmed c
     left join (
-        select scheduler_id, key_id, run_id, worker_id, started_s, compute_s, received_s, clock_error_s
-        from task_runs where is_from_steal
+        select scheduler_id, key_id, run_id, worker_id, started_s, compute_s, received_s, waited_s, clock_error_s
+        from attempt_facts where is_from_steal
     ) r using (scheduler_id, key_id, run_id)
-), waited as (
-    select s.scheduler_id, s.key_id, s.run_id, min(t.time_ns) / 1e9 + any_value(coalesce(c.offset_s, 0.0)) as ready_s
-    from stolen s
-    join raw.worker_transitions t
-        on t.server_id = s.worker_id and t.key_id = s.key_id and t.run_id = s.run_id and t.start = 'waiting'
-    left join clocks c on c.server_id = s.worker_id
-    group by all
 ), needed as (
     select distinct s.scheduler_id, s.key_id, s.run_id, s.worker_id, s.victim, s.stolen_s, s.started_s,
         coalesce(s.clock_error_s, 0.0) + 1e-3 as slack_s, d.dependency_id
@@ -76,7 +72,7 @@ STEALS_SQL = f"""
     join raw.transfer_keys k
         on k.server_id = case when t.incoming_transfer is null then t.source_worker_id else t.destination_worker_id end
         and k.transfer = coalesce(t.incoming_transfer, t.outgoing_transfer)
-    where t.destination_worker_id in (select worker_id from stolen)
+    where t.destination_worker_id in (select worker_id from stolen) and k.key_id in (select dependency_id from needed)
 ), fetched as (
     -- One movement serves every stolen task that needs it: it is booked on the first.
     select
@@ -105,17 +101,16 @@ STEALS_SQL = f"""
     where s.decision = 'request'
     group by p.prefix
 ), attempts as (
-    select prefix, count(distinct (scheduler_id, key_id)) as task_count from task_runs group by prefix
+    select prefix, count(*) as task_count from task_runs where attempt_number = 1 group by prefix
 ), of_prefix as (
     select
         p.prefix,
         count(*) as steal_count,
         count(distinct (s.scheduler_id, s.key_id)) as stolen_task_count,
         sum(s.compute_s) as compute_s,
-        sum(greatest(w.ready_s - s.received_s, 0.0)) filter (w.ready_s - s.received_s is not null) as wait_s
+        sum(greatest(s.waited_s - s.received_s, 0.0)) filter (s.waited_s - s.received_s is not null) as wait_s
     from stolen s
     left join prefixes p using (scheduler_id, key_id)
-    left join waited w using (scheduler_id, key_id, run_id)
     group by p.prefix
 )
 select

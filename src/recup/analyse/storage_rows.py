@@ -172,40 +172,30 @@ group by h.path
 """
 
 
-_COUNTED = """
-with counted as (
-    select c.key_id, s.scheduler_id, s.address as worker, c.thread, c.wall_ns, c.cpu_ns, c.system_ns, c.queue_wait_ns,
-        c.read_chars_bytes, c.written_chars_bytes, c.read_call_count, c.write_call_count, c.storage_read_bytes,
-        c.storage_written_bytes, c.major_fault_count
-    from raw.thread_counters c
-    join servers s on s.server_id = c.server_id
-    where c.cpu_ns is not null
-), prefixes as (
-    select server_id as scheduler_id, key_id, any_value(prefix) as prefix from raw.tasks group by all
-)
-"""
-
-
 def _counted_sql(by: str) -> str:
     names = ", ".join(GROUPS[by])
     return f"""
-{_COUNTED}
+with counted as (
+    select c.*, s.address as worker
+    from counter_sums c
+    join servers s on s.server_id = c.server_id
+    where c.is_counted
+)
 select
     {names},
-    count(*) as attempt_count,
+    sum(attempt_count)::bigint as attempt_count,
     sum(wall_ns) / 1e9 as wall_s,
-    sum(greatest(wall_ns - cpu_ns - coalesce(queue_wait_ns, 0), 0)) / 1e9 as blocked_s,
-    sum(greatest(wall_ns - cpu_ns - coalesce(queue_wait_ns, 0), 0)) / nullif(sum(wall_ns), 0) as blocked_share,
+    sum(blocked_ns) / 1e9 as blocked_s,
+    sum(blocked_ns) / nullif(sum(wall_ns), 0) as blocked_share,
     sum(system_ns) / 1e9 as system_s,
     sum(read_chars_bytes)::bigint as read_bytes,
     sum(written_chars_bytes)::bigint as written_bytes,
-    sum(read_call_count + write_call_count)::bigint as call_count,
-    sum(read_chars_bytes + written_chars_bytes) / nullif(sum(read_call_count + write_call_count), 0) as mean_call_bytes,
+    sum(call_count)::bigint as call_count,
+    sum(moved_chars_bytes) / nullif(sum(call_count), 0) as mean_call_bytes,
     sum(storage_read_bytes)::bigint as storage_read_bytes,
     sum(storage_written_bytes)::bigint as storage_written_bytes,
     sum(major_fault_count)::bigint as major_fault_count
 from counted
-left join prefixes using (scheduler_id, key_id)
 group by {names}
 order by read_bytes + written_bytes desc nulls last, {names}
 """

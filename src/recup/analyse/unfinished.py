@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     from recup.store import Run
 
 ENDS_SQL = """
-with signs as (
-    select server_id, max(time_ns) as time_ns from raw.scheduler_transitions group by server_id
+with moved as (
+    select server_id, max(last_ns) as last_ns, count(*) as task_count
+    from (select server_id, key_id, max(time_ns) as last_ns from raw.scheduler_transitions group by server_id, key_id)
+    group by server_id
+), signs as (
+    select server_id, last_ns as time_ns from moved
     union all
     select server_id, max(time_ns) from raw.clock_samples group by server_id
     union all
@@ -38,8 +43,8 @@ select
     s.server_id as scheduler_id,
     (select started_s from run_times) as origin_s,
     max(signs.time_ns) / 1e9 as end_s,
-    (select max(time_ns) / 1e9 from raw.scheduler_transitions t where t.server_id = s.server_id) as last_transition_s,
-    (select count(distinct key_id) from raw.scheduler_transitions t where t.server_id = s.server_id) as task_count,
+    any_value(moved.last_ns) / 1e9 as last_transition_s,
+    coalesce(any_value(moved.task_count), 0) as task_count,
     coalesce((select bool_or(is_alive) from spools where spools.server_id = s.server_id), false) as is_growing,
     coalesce((select bool_and(is_closed) from spools where spools.server_id = s.server_id), false) as is_closed,
     exists (
@@ -52,6 +57,7 @@ select
     ) as has_workers
 from servers s
 left join signs on signs.server_id = s.server_id
+left join moved on moved.server_id = s.server_id
 where s.role = 'scheduler'
 group by s.server_id
 order by s.server_id
@@ -88,7 +94,8 @@ NO_LEAVING_SQL = """
 """Whether a row of transitions is of none of these causes; their times first, as texts cost much."""
 
 UNFINISHED_SQL = """
-with moved as (
+with moved as not materialized (
+    -- To keep so many rows costs more than to read them twice.
     select t.server_id, t.key_id, t.time_ns, t.finish
     from raw.scheduler_transitions t
     where {no_leaving}
@@ -210,9 +217,14 @@ def unfinished_by_state(run: Run) -> pa.Table:
     return state_rows(Unfinished(run))
 
 
+_LEAVING: weakref.WeakKeyDictionary[Run, list[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+
+
 def no_leaving(run: Run) -> tuple[str, list[Any]]:
     """Return the condition that a row `t` of transitions is not of the end of the run, and its parameters."""
-    causes = run.sql(LEAVING_SQL).fetchall()
+    causes = _LEAVING.get(run)
+    if causes is None:
+        causes = _LEAVING[run] = run.sql(LEAVING_SQL).fetchall()
     if not causes:
         return "true", []
     times = [float(found[1]) for _, cause in causes if (found := re.search(r"-([0-9]+\.[0-9]+)$", cause))]

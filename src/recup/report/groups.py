@@ -32,21 +32,20 @@ WIDTH, GAP, LAYER_GAP, TEXT_HEIGHT, BAR_HEIGHT = 190.0, 18.0, 44.0, 34.0, 34.0
 
 _NODES_SQL = """
 with listed as (
-    select server_id as scheduler_id, key_id, any_value(prefix) as prefix, any_value({name}) as name
-    from raw.tasks
-    group by 1, 2
+    select name, any_value(prefix) as prefix, count(*) as task_count
+    from (select any_value(prefix) as prefix, any_value({name}) as name from raw.tasks group by server_id, key_id)
+    group by name
 ), ran as (
-    select scheduler_id, key_id, sum(compute_s) as compute_s, count(*) as attempt_count,
+    select {name} as name, sum(compute_s) as compute_s, count(*) as attempt_count,
         count(*) filter (outcome = 'error') as error_count
     from task_runs
-    group by 1, 2
+    group by 1
 )
-select name, any_value(prefix) as prefix, count(*) as task_count, coalesce(sum(compute_s), 0.0) as compute_s,
-    coalesce(sum(attempt_count), 0)::bigint as attempt_count, coalesce(sum(error_count), 0)::bigint as error_count
+select listed.name, prefix, task_count, coalesce(compute_s, 0.0) as compute_s, coalesce(attempt_count, 0) as attempt_count,
+    coalesce(error_count, 0) as error_count
 from listed
-left join ran using (scheduler_id, key_id)
-group by name
-order by compute_s desc, task_count desc, name
+left join ran on ran.name is not distinct from listed.name
+order by compute_s desc, task_count desc, listed.name
 limit {limit}
 """
 
