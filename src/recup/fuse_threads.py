@@ -125,7 +125,8 @@ select
     -- A sum of whole numbers is of a type that files lack.
     sum(c.wall_ns)::bigint as wall_ns,
     sum(c.cpu_ns)::bigint as cpu_ns,
-    sum(greatest(c.wall_ns - c.cpu_ns - coalesce(c.queue_wait_ns, 0), 0))::bigint as blocked_ns,
+    sum(case when c.cpu_ns is not null then greatest(c.wall_ns - c.cpu_ns - coalesce(c.queue_wait_ns, 0), 0) end)::bigint
+        as blocked_ns,
     sum(c.system_ns)::bigint as system_ns,
     sum(c.read_chars_bytes)::bigint as read_chars_bytes,
     sum(c.written_chars_bytes)::bigint as written_chars_bytes,
