@@ -410,9 +410,10 @@ class Run:
                     f"create view keys as {KEYS_SQL.format(source=source) if source else _empty(empty)}"
                 )
                 return
-            self._connection.execute(
-                f"create view raw.{name} as {raw_select(name, source) if source else _empty(raw_columns(name))}"
-            )
+            rows = _empty(raw_columns(name))
+            if source:
+                rows = raw_select(name, source, self._connection.sql(f"from {source}").columns)
+            self._connection.execute(f"create view raw.{name} as {rows}")
             self._connection.execute(f"create view {name} as {documented_select(name)}")
         except duckdb.Error as reason:
             raise RunDamaged(f"Table {name} of {self.path} cannot be read: {_one_line(reason)}") from reason
