@@ -369,13 +369,24 @@ _CHANGE_SQL = {
 }
 
 
-def raw_select(table: str, source: str, columns: Collection[str] = ("time_us",)) -> str:
+FILLED_SQL = """
+select path_in_schema
+from parquet_metadata({path})
+where path_in_schema in ('time_us', 'time_ns')
+group by path_in_schema
+having sum(num_values - coalesce(stats_null_count, 0)) > 0
+"""
+"""Which of the two columns of times hold any value in a Parquet file."""
+
+
+def raw_select(table: str, source: str, filled: Collection[str] = ("time_us", "time_ns")) -> str:
     """Return the query for a table with its documented columns, keys as numbers only.
 
     Of transitions also `stimulus_s`, the time at the end of `stimulus_id` (null: none was split off): to put the text
     together costs more than all else, so rows of a few causes are best told by this first.
 
-    `columns` are those of the source: files of older recups have no `time_us`.
+    `filled` are the columns of times that hold any value in the source (`FILLED_SQL`): a file of an older recup has no
+    `time_us`, and DuckDB leaves out row groups by a time only where one column tells it.
     """
     expressions = [column.name for column in observer_columns(table)]
     for column in TABLES[table].columns:
@@ -388,8 +399,9 @@ def raw_select(table: str, source: str, columns: Collection[str] = ("time_us",))
         elif column.name == _STOPS.get(table, ("", "", ""))[1]:
             start, stop, duration = _STOPS[table]
             expressions.append(f"coalesce({start} + {duration}, {stop}) as {stop}")
-        elif column.name == "time_ns" and table in _MOMENTS and "time_us" in columns:
-            expressions.append("coalesce(time_us * 1000, time_ns) as time_ns")
+        elif column.name == "time_ns" and table in _MOMENTS and "time_us" in filled:
+            exact = "coalesce(time_us * 1000, time_ns)" if "time_ns" in filled else "time_us * 1000"
+            expressions.append(f"{exact} as time_ns")
         else:
             expressions.append(f'"{column.name}"')
     if table in _TRANSITIONS:

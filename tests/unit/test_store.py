@@ -164,13 +164,27 @@ def test_every_time_comes_back_out_of_microseconds_and_is_put_in_order_by(times_
         None if micro is not None else each for each, micro in zip(times_ns, whole, strict=True)
     ]
     assert storage.merge_values(table, stored).to_pylist() == times_ns
+    filled = [column for column in ("time_us", "time_ns") if stored[column].null_count < len(times_ns)]
     with duckdb.connect() as connection:
         connection.register("stored", stored)
-        shown = connection.sql(f"select time_ns from ({storage.raw_select(table, 'stored')})").fetchall()
-    assert shown == [(each,) for each in times_ns]
+        for told in (filled, ["time_us", "time_ns"]):
+            shown = connection.sql(f"select time_ns from ({storage.raw_select(table, 'stored', told)})").fetchall()
+            assert shown == [(each,) for each in times_ns]
     older = as_before_microseconds(stored)
     assert storage.merge_values(table, older).to_pylist() == times_ns
     assert storage.as_stored_now(table, older).equals(stored)
+
+
+def test_rows_of_a_time_are_found_by_the_bounds_of_row_groups(tmp_path):
+    write(tmp_path, "worker", "w", [schema.WorkerTransition(at(i), "k", i, "a", "b", None, None) for i in range(5)])
+    seal(tmp_path)
+    with open_run(tmp_path) as run:
+        run.sql("from raw.worker_transitions")
+        views = "select sql from duckdb_views() where schema_name = 'raw' and view_name = 'worker_transitions'"
+        # DuckDB asks the bounds of a product, and none of a coalesce.
+        assert "(time_us * 1000) AS time_ns" in run.sql(views).fetchall()[0][0]
+        found = run.sql(f"select run_id from raw.worker_transitions where time_ns > {at(1)} and time_ns <= {at(3)}")
+        assert found.fetchall() == [(2,), (3,)]
 
 
 def test_a_run_sealed_before_times_were_in_microseconds_opens_and_is_sealed_anew(tmp_path):
