@@ -35,6 +35,7 @@ from recup.store import seal
 START_S = 1_764_000_000.0
 SCHEDULER, CLIENT = "Scheduler-0", "Client-0"
 THREADS, HOST_OFFSETS_S, WORKERS_OF_A_HOST = 4, (0.0, 0.25), 4
+IN_MICROSECONDS = {"scheduler_transitions", "worker_transitions", "results", "receptions", "errors"}
 GRAPH_TASKS, WAVE_BLOCKS = 20_000, 10
 MEMORY_LIMIT_BYTES = 8 << 30
 STAGES = {
@@ -86,12 +87,13 @@ class Server:
             rows.sort(key=lambda row: row[0])
             put = self.spool.extender(table)
             has_time = TABLES[table].column_names[0] == "time_ns"
+            unit_ns = 1000 if table in IN_MICROSECONDS else 1
             taken = 0
             for at_s, values in rows:
                 if at_s >= before_s:
                     break
                 taken += 1
-                put((round((at_s + offset_s) * 1e9), *values) if has_time else values)
+                put((round((at_s + offset_s) * 1e9) // unit_ns * unit_ns, *values) if has_time else values)
             del rows[:taken]
 
 

@@ -203,9 +203,10 @@ with begun as (
         p.delay_error_s,
         ((r.compute_start_s - r.scheduler_delay_s) * 1e9)::bigint as from_ns,
         ((r.compute_stop_s - r.scheduler_delay_s) * 1e9)::bigint as to_ns,
-        -- It began after the loop gave it to a thread, and ended before the loop heard of that.
+        -- It began after the loop gave it to a thread, and ended before the loop heard of that: which was up to a
+        -- microsecond after the time told.
         b.executing_ns - 1000 as earliest_ns,
-        r.time_ns - (to_ns - from_ns) + 1000 as latest_ns
+        r.time_ns - (to_ns - from_ns) + 2000 as latest_ns
     from raw.results r
     join io_processes p on p.server_id = r.server_id
     left join begun b on b.server_id = r.server_id and b.key_id = r.key_id and b.run_id = r.run_id
@@ -305,7 +306,7 @@ with begun as (
     -- It may have run until its result was told; where none was, to the end.
     select
         o.server_id, o.key_id, o.run_id, null, o.from_ns, coalesce(r.to_ns, 4611686018427387904) as to_ns, o.from_ns - 1000,
-        to_ns + 1000, to_ns, o.from_ns, true
+        to_ns + 2000, to_ns, o.from_ns, true
     from open_ends o
     left join (
         select server_id, key_id, run_id, max(time_ns) as to_ns

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recup.storage import LOCAL_ORDER, merge_column
+from recup.storage import LOCAL_ORDER, merge_columns
 
 ROW_GROUP_ROWS = 131_072
 _TRIED_ROWS = 32_768
@@ -51,7 +51,7 @@ class TableWriter:
         self._table = table
         self._schema = schema.with_metadata(metadata)
         self._level = level
-        self._bounded = [name for name in schema.names if name in (merge_column(table), "key_id")]
+        self._bounded = [name for name in schema.names if name in (*merge_columns(table), "key_id")]
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0

@@ -36,7 +36,18 @@ from recup.spool_files import (
     order_values,
     written_by_newer,
 )
-from recup.storage import KEY_SCHEMA, KeyNumbers, StoredColumn, keys_to_stored, merge_column, stored_schema, to_stored
+from recup.storage import (
+    KEY_SCHEMA,
+    KeyNumbers,
+    StoredColumn,
+    as_stored_now,
+    keys_to_stored,
+    merge_column,
+    merge_columns,
+    merge_values,
+    stored_schema,
+    to_stored,
+)
 
 _UNIT_ROWS = 16_384
 _POOL_ROWS = 524_288
@@ -85,9 +96,9 @@ class _Stream:
         return [int(value) for value in lowest]
 
 
-def _merged(streams: Sequence[_Stream], column: str | None, pool_rows: int) -> Iterator[pa.Table]:
-    """Yield the rows of all streams in order of `column`, holding only what overlaps in time."""
-    if column is None:
+def _merged(streams: Sequence[_Stream], table: str, pool_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of all streams in order of time, holding only what overlaps in time."""
+    if merge_column(table) is None:
         for stream in streams:
             yield from stream.read
         return
@@ -96,7 +107,7 @@ def _merged(streams: Sequence[_Stream], column: str | None, pool_rows: int) -> I
     pending_rows = 0
     for floor, index in order:
         if pending_rows >= pool_rows:
-            ready, rest = _split(pending, column, floor)
+            ready, rest = _split(pending, table, floor)
             pending, pending_rows = [rest], rest.num_rows
             # What overlaps is kept for longer, so that sorting it again and again stays linear.
             pool_rows = max(pool_rows, 2 * pending_rows)
@@ -106,12 +117,12 @@ def _merged(streams: Sequence[_Stream], column: str | None, pool_rows: int) -> I
             pending.append(unit)
             pending_rows += unit.num_rows
     if pending:
-        yield _split(pending, column, None)[0]
+        yield _split(pending, table, None)[0]
 
 
-def _split(tables: list[pa.Table], column: str, below: int | None) -> tuple[pa.Table, pa.Table]:
+def _split(tables: list[pa.Table], table: str, below: int | None) -> tuple[pa.Table, pa.Table]:
     rows = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    values = order_values(rows.column(column).combine_chunks())
+    values = order_values(merge_values(table, rows))
     order = np.argsort(values, kind="stable")
     count = len(order) if below is None else int(np.searchsorted(values[order], below))
     return rows.take(pa.array(order[:count])), rows.take(pa.array(order[count:]))
@@ -289,11 +300,11 @@ class Tables:
         if self._earlier(name).is_file():
             if not news:
                 return None
-            streams.insert(0, _sealed_stream(self._earlier(name), merge_column(name), stored_schema(name)))
+            streams.insert(0, _sealed_stream(self._earlier(name), name))
         if not streams:
             return 0
         writer = TableWriter(destination, name, stored_schema(name), self._absorbing(name, news), level)
-        for rows in _merged(streams, merge_column(name), _POOL_ROWS):
+        for rows in _merged(streams, name, _POOL_ROWS):
             writer.add(rows)
         written = writer.close()
         expected = sum(rows for stream in streams for rows, _ in stream.units)
@@ -348,13 +359,19 @@ class Tables:
 
     def column_rows(self) -> pa.Table:
         """Return one row per column of the sealed files, with its unit and meaning: they tell names and types only."""
-        schemas = {name: stored_schema(name) for name in self.names()} | {"keys": KEY_SCHEMA, "spools": SPOOL_SCHEMA}
+        schemas = {name: stored_schema(name) for name in self.names()} | {"keys": KEY_SCHEMA}
+        # A file that an older recup wrote, and to which no row came, is as it was.
+        present = {
+            name: open_parquet(self._earlier(name)).schema_arrow.names
+            for name in schemas
+            if self._earlier(name).is_file()
+        }
         rows = [
             {"table": name, "column": field.name}
             | {word.decode(): text.decode() for word, text in field.metadata.items()}
-            for name, schema in schemas.items()
-            if name == "spools" or self._earlier(name).is_file()
+            for name, schema in (schemas | {"spools": SPOOL_SCHEMA}).items()
             for field in schema
+            if name == "spools" or field.name in present.get(name, ())
         ]
         return pa.Table.from_pylist(rows, schema=pa.schema([(c, pa.string()) for c in _DESCRIPTION]))
 
@@ -458,16 +475,17 @@ def _key_texts(rows: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([pc.if_else(pc.is_valid(token), joined, before)])
 
 
-def _sealed_stream(path: Path, column: str | None, schema: pa.Schema) -> _Stream:
+def _sealed_stream(path: Path, table: str) -> _Stream:
     file = open_parquet(path)
     groups = range(file.num_row_groups)
+    columns = [name for name in merge_columns(table) if name in file.schema_arrow.names]
     units = []
     for group in groups:
         first = 0
-        if column is not None:
-            first = int(order_values(file.read_row_group(group, columns=[column]).column(0).combine_chunks()).min())
+        if columns:
+            first = int(order_values(merge_values(table, file.read_row_group(group, columns=columns))).min())
         units.append((file.metadata.row_group(group).num_rows, first))
-    return _Stream(path.name, units, (file.read_row_group(group).cast(schema) for group in groups))
+    return _Stream(path.name, units, (as_stored_now(table, file.read_row_group(group)) for group in groups))
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:

@@ -114,6 +114,7 @@ def table_of(row: Any) -> Table:
 
 Key = Hashable
 _TIME = Column("When it was observed, on the observer's wall clock", unit="ns")
+_MICROSECOND = Column("When it was observed, on the observer's wall clock, in whole microseconds", unit="ns")
 _KEY = Column("Dask key of the task")
 _WORKER = Column("Address of the worker", category=True)
 _JSON_NULL = "nothing to say"
@@ -428,7 +429,7 @@ class FusedTask(NamedTuple):
 class SchedulerTransition(NamedTuple):
     """One row per transition of a task on the scheduler.  A steal is none: see `steals`."""
 
-    time_ns: Annotated[int, _TIME]
+    time_ns: Annotated[int, _MICROSECOND]
     key: Annotated[Key, _KEY]
     start: Annotated[str, Column("State left", category=True)]
     finish: Annotated[str, Column("State reached", category=True)]
@@ -450,7 +451,7 @@ class Result(NamedTuple):
     worker's rows carry that delay.
     """
 
-    time_ns: Annotated[int, _TIME]
+    time_ns: Annotated[int, _MICROSECOND]
     key: Annotated[Key, _KEY]
     run_id: Annotated[int, Column("Attempt", null="not known to the observer", null_value=-1)]
     outcome: Annotated[str, Column("State reached: memory, error, erred, rescheduled, cancelled, ...", category=True)]
@@ -489,7 +490,7 @@ class StartStop(NamedTuple):
 class TaskError(NamedTuple):
     """One row per failed attempt, as seen by the worker (every failure) and the scheduler (the last one)."""
 
-    time_ns: Annotated[int, _TIME]
+    time_ns: Annotated[int, _MICROSECOND]
     key: Annotated[Key, _KEY]
     run_id: Annotated[int, Column("Attempt", null="not known to the observer", null_value=-1)]
     worker: Annotated[str | None, Column("Worker it failed on", category=True, null="not told")]
@@ -591,7 +592,7 @@ class ClockSample(NamedTuple):
 class WorkerTransition(NamedTuple):
     """One row per transition of a task on a worker."""
 
-    time_ns: Annotated[int, _TIME]
+    time_ns: Annotated[int, _MICROSECOND]
     key: Annotated[Key, _KEY]
     run_id: Annotated[int, Column("Attempt", null="a replica, or the task is gone", null_value=-1)]
     start: Annotated[str, Column("State left", category=True)]
@@ -604,7 +605,7 @@ class WorkerTransition(NamedTuple):
 class Reception(NamedTuple):
     """One row per task a worker was told to compute, with where its dependencies were."""
 
-    time_ns: Annotated[int, _TIME]
+    time_ns: Annotated[int, _MICROSECOND]
     key: Annotated[Key, _KEY]
     run_id: Annotated[int, Column("Attempt", null="not told", null_value=-1)]
     dependency_count: Annotated[int, Column("Dependencies named")]

@@ -10,6 +10,7 @@ repeat what other columns say.  Stored are therefore
 * `stimulus_id` of transitions as its cause and its time, where the text is
   ``<cause>-<repr of the time>``, else whole;
 * a stop as the duration since the start, where start + duration is exactly the stop;
+* the moment of a transition in microseconds, where it is a whole number of them;
 * the text of a key without its 32-digit hexadecimal token, and the token as 16 bytes;
 * rows of a row group in an order that puts like beside like: row groups are disjoint in
   time, so time still prunes them.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,8 @@ _STOPS = {
     "startstops": ("start_s", "stop_s", "duration_s"),
     "transfers": ("start_s", "stop_s", "duration_s"),
 }
+_MOMENTS = (*_TRANSITIONS, "results", "receptions")
+"""Tables whose `time_ns` is recorded in whole microseconds; older recups recorded nanoseconds."""
 _STIMULUS = r"^(?s:(?P<cause>.*))-(?P<time>[1-9][0-9]{9,10}\.[0-9]{1,7})$"
 _TOKEN = r"^(?s:(?P<before>.*?))(?P<token>[0-9a-f]{32})(?s:(?P<after>.*))$"
 _EXTREME = 1 << 61
@@ -107,6 +110,20 @@ def merge_column(table: str) -> str | None:
     return "start_s" if table == "startstops" else next(iter(TABLES[table].sort), None)
 
 
+def merge_columns(table: str) -> list[str]:
+    """Return the stored columns that hold the values of `merge_column`; an older recup wrote no `time_us`."""
+    column = merge_column(table)
+    return [] if column is None else ["time_us", column] if table in _MOMENTS else [column]
+
+
+def merge_values(table: str, rows: pa.Table) -> pa.Array:
+    """Return the values of `merge_column`, of a table that has one, out of rows in stored form."""
+    values = rows.column(merge_column(table)).combine_chunks()
+    if "time_us" not in rows.column_names:
+        return values
+    return pc.coalesce(pc.multiply(rows.column("time_us").combine_chunks(), 1000), values)
+
+
 def stored_columns(table: str) -> list[StoredColumn]:
     """Return the columns of a table's Parquet file, in order."""
     stored = [StoredColumn(c.name, _TYPES[c.kind], c.meaning) for c in observer_columns(table)]
@@ -123,6 +140,10 @@ def stored_columns(table: str) -> list[StoredColumn]:
             )
             stored.append(StoredColumn("stimulus_cause", _CATEGORY, "The cause where `change` cannot hold it"))
             stored.append(StoredColumn("stimulus_s", pa.float64(), "Time at the end of stimulus_id", "s"))
+        elif column.name == "time_ns" and table in _MOMENTS:
+            stored.append(StoredColumn("time_us", pa.int64(), column.meaning, "us"))
+            meaning = f"{column.meaning}; only where time_us does not tell"
+            stored.append(StoredColumn("time_ns", pa.int64(), meaning, column.unit))
         elif column.name == _STOPS.get(table, ("", "", ""))[1]:
             start, _, duration = _STOPS[table]
             stored.append(StoredColumn(duration, pa.float64(), f"{column.name} less {start}", "s"))
@@ -191,11 +212,23 @@ def to_stored(table: str, batches: Sequence[pa.RecordBatch], server_id: str, rol
             arrays[column.name] = values
     if table in _TRANSITIONS:
         arrays |= _change(arrays["start"], arrays["finish"], *_split_stimulus(arrays["stimulus_id"]))
+    if table in _MOMENTS:
+        arrays["time_us"], arrays["time_ns"] = _microseconds(arrays["time_ns"])
     if table in _STOPS:
         start, stop, duration = _STOPS[table]
         arrays[duration], arrays[stop] = _duration(arrays[start], arrays[stop])
     schema = stored_schema(table)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def as_stored_now(table: str, rows: pa.Table) -> pa.Table:
+    """Return rows in stored form, which an older recup may have written, in the form of this one."""
+    schema = stored_schema(table)
+    if table in _MOMENTS and "time_us" not in rows.column_names:
+        times_us, times_ns = _microseconds(rows.column("time_ns").combine_chunks())
+        rows = rows.drop_columns("time_ns").append_column("time_us", times_us).append_column("time_ns", times_ns)
+        rows = rows.select(schema.names)
+    return rows.cast(schema)
 
 
 def _constant(text: str, count: int) -> pa.Array:
@@ -258,6 +291,15 @@ def _change(start: pa.Array, finish: pa.Array, cause: pa.Array, time_s: pa.Array
         "stimulus_cause": kept(cause),
         "stimulus_s": time_s,
     }
+
+
+def _microseconds(times: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return times in microseconds, and in nanoseconds those that are no whole number of them."""
+    exact = pc.fill_null(times, 1).to_numpy(zero_copy_only=False)
+    micro = exact // 1000
+    # Of the lowest numbers the product wraps around, and is then no equal.
+    told = micro * 1000 == exact
+    return pa.array(micro, mask=~told), pc.if_else(pa.array(told), pa.scalar(None, pa.int64()), times)
 
 
 def _duration(start: pa.Array, stop: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -327,11 +369,24 @@ _CHANGE_SQL = {
 }
 
 
-def raw_select(table: str, source: str) -> str:
+FILLED_SQL = """
+select path_in_schema
+from parquet_metadata({path})
+where path_in_schema in ('time_us', 'time_ns')
+group by path_in_schema
+having sum(num_values - coalesce(stats_null_count, 0)) > 0
+"""
+"""Which of the two columns of times hold any value in a Parquet file."""
+
+
+def raw_select(table: str, source: str, filled: Collection[str] = ("time_us", "time_ns")) -> str:
     """Return the query for a table with its documented columns, keys as numbers only.
 
     Of transitions also `stimulus_s`, the time at the end of `stimulus_id` (null: none was split off): to put the text
     together costs more than all else, so rows of a few causes are best told by this first.
+
+    `filled` are the columns of times that hold any value in the source (`FILLED_SQL`): a file of an older recup has no
+    `time_us`, and DuckDB leaves out row groups by a time only where one column tells it.
     """
     expressions = [column.name for column in observer_columns(table)]
     for column in TABLES[table].columns:
@@ -344,6 +399,9 @@ def raw_select(table: str, source: str) -> str:
         elif column.name == _STOPS.get(table, ("", "", ""))[1]:
             start, stop, duration = _STOPS[table]
             expressions.append(f"coalesce({start} + {duration}, {stop}) as {stop}")
+        elif column.name == "time_ns" and table in _MOMENTS and "time_us" in filled:
+            exact = "coalesce(time_us * 1000, time_ns)" if "time_ns" in filled else "time_us * 1000"
+            expressions.append(f"{exact} as time_ns")
         else:
             expressions.append(f'"{column.name}"')
     if table in _TRANSITIONS:

@@ -40,7 +40,15 @@ from recup.rundir import find_run, read_manifest
 from recup.schema import TABLES, VERSION
 from recup.sealing import RunStillWritten, SealReport, seal
 from recup.spool_files import KEY_COLUMNS
-from recup.storage import KEYS_SQL, documented_columns, documented_select, raw_columns, raw_select
+from recup.storage import (
+    FILLED_SQL,
+    KEYS_SQL,
+    documented_columns,
+    documented_select,
+    merge_columns,
+    raw_columns,
+    raw_select,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -402,20 +410,29 @@ class Run:
         if name != "keys":
             self._ensure({"keys"})
         path_found = self._parquet(name)
-        source = None if path_found is None else f"read_parquet({_quoted(str(path_found))})"
+        source = f"read_parquet({_quoted(str(path_found))})"
         try:
             if name == "keys":
                 empty = [(column.name, _KEY_TYPES[column.name]) for column in KEY_COLUMNS]
                 self._connection.execute(
-                    f"create view keys as {KEYS_SQL.format(source=source) if source else _empty(empty)}"
+                    f"create view keys as {KEYS_SQL.format(source=source) if path_found else _empty(empty)}"
                 )
                 return
-            self._connection.execute(
-                f"create view raw.{name} as {raw_select(name, source) if source else _empty(raw_columns(name))}"
-            )
+            rows = _empty(raw_columns(name))
+            if path_found is not None:
+                rows = raw_select(name, source, self._filled_times(name, path_found))
+            self._connection.execute(f"create view raw.{name} as {rows}")
             self._connection.execute(f"create view {name} as {documented_select(name)}")
         except duckdb.Error as reason:
             raise RunDamaged(f"Table {name} of {self.path} cannot be read: {_one_line(reason)}") from reason
+
+    def _filled_times(self, name: str, path: Path) -> list[str]:
+        """Return which columns of times of a table's Parquet file hold any value; all, where it has but one."""
+        columns = merge_columns(name)
+        if len(columns) < 2:
+            return columns
+        found = self._connection.execute(FILLED_SQL.format(path=_quoted(str(path)))).fetchall()
+        return [column for (column,) in found]
 
     def _parquet(self, name: str) -> Path | None:
         """Return the table's Parquet file as DuckDB may read it, made now if need be; None when it has no rows."""

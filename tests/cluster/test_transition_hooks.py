@@ -45,6 +45,10 @@ class BothOfWorker(WorkerPlugin):
         self.transition = transition
 
 
+def moments(directory, table):
+    return [row["time_ns"] for row in read_stream(directory / f"{table}.arrows")]
+
+
 def content(directory, table):
     """Rows of a table but for the moment at which a hook was called."""
     keys = {row["key_id"]: row["key"] for row in read_stream(directory / "keys.arrows")}
@@ -124,6 +128,10 @@ def test_both_forms_record_the_same_rows_of_the_same_run(tmp_path, monkeypatch):
                 content(tmp_path / form / "spool" / server, table) for form in ("python", "compiled")
             )
             assert compiled == of_python, (server, table)
+            if table != "startstops":
+                for form in ("python", "compiled"):
+                    times = moments(tmp_path / form / "spool" / server, table)
+                    assert [each for each in times if each % 1000] == [], (form, server, table)
         assert content(tmp_path / "compiled" / "spool" / server, "losses") == []
     totals = {
         table: sum(len(content(tmp_path / "compiled" / "spool" / server, table)) for server in servers)

@@ -7,12 +7,15 @@ import sys
 import time
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recup import parquet_writing, schema, spool_files
+from recup import parquet_writing, schema, spool_files, storage
 from recup.completeness import completeness, verdict
 from recup.errors import BadQuery, RecupError, RunDamaged, RunNotFound, RunTooNew
 from recup.rundir import create_run, read_manifest, update_manifest
@@ -39,6 +42,17 @@ def times_of(path):
         return [t for (t,) in run.sql("select time_ns from scheduler_transitions order by time_ns").fetchall()]
 
 
+def results(count):
+    return [row(schema.Result, time_ns=at(i), key=f"x-{i}", run_id=i, outcome="memory") for i in range(count)]
+
+
+def as_before_microseconds(stored):
+    """Return rows in stored form as a recup kept them that knew nanoseconds only; what else a file tells stays."""
+    times = pc.coalesce(pc.multiply(stored["time_us"], 1000), stored["time_ns"])
+    place = stored.column_names.index("time_ns")
+    return stored.set_column(place, stored.schema.field("time_ns"), times).drop_columns("time_us")
+
+
 # ---------------------------------------------------------------- what is written is what is read
 
 texts = st.one_of(st.text(max_size=30), st.sampled_from(["", "\0", "a\0b", "'\"\n\t", "é" * 40, "\udcff", "a>b", "-"]))
@@ -57,7 +71,10 @@ keys = st.one_of(
     st.builds(lambda a, b: f"{a}-{'0123456789abcdef' * 2}{b}", texts, texts),
 )
 numbers = st.integers(-(2**60), 2**60)
-moments = st.integers(0, 2**62)
+MOMENT_TABLES = ("scheduler_transitions", "worker_transitions", "results", "receptions")
+whole_microseconds = st.integers(-(2**63) // 1000 + 1, (2**63 - 1) // 1000).map(lambda micro: micro * 1000)
+edges = st.sampled_from([0, -1000, -1, 1, 999, -(2**63), -(2**63) + 808, 2**63 - 1, 2**63 - 808, at(0), at(0) + 1])
+moments = st.one_of(whole_microseconds, st.integers(-(2**63), 2**63 - 1), edges)
 
 
 def nullable(strategy):
@@ -135,6 +152,63 @@ def test_every_value_comes_back_exactly_sealed_or_not(tmp_path_factory, written)
         seal(path)
 
 
+@SEVERAL
+@given(st.lists(st.one_of(st.none(), moments), min_size=1, max_size=30), st.sampled_from(MOMENT_TABLES))
+def test_every_time_comes_back_out_of_microseconds_and_is_put_in_order_by(times_ns, table):
+    batch = pa.record_batch([pa.array(times_ns, pa.int64())], names=["time_ns"])
+    nothing = storage.KeyNumbers("s", np.empty(0, np.int64), np.empty(0, np.int64))
+    stored = storage.to_stored(table, [batch], "s", "scheduler", nothing)
+    whole = [None if each is None or each % 1000 else each // 1000 for each in times_ns]
+    assert stored["time_us"].to_pylist() == whole
+    assert stored["time_ns"].to_pylist() == [
+        None if micro is not None else each for each, micro in zip(times_ns, whole, strict=True)
+    ]
+    assert storage.merge_values(table, stored).to_pylist() == times_ns
+    filled = [column for column in ("time_us", "time_ns") if stored[column].null_count < len(times_ns)]
+    with duckdb.connect() as connection:
+        connection.register("stored", stored)
+        for told in (filled, ["time_us", "time_ns"]):
+            shown = connection.sql(f"select time_ns from ({storage.raw_select(table, 'stored', told)})").fetchall()
+            assert shown == [(each,) for each in times_ns]
+    older = as_before_microseconds(stored)
+    assert storage.merge_values(table, older).to_pylist() == times_ns
+    assert storage.as_stored_now(table, older).equals(stored)
+
+
+def test_rows_of_a_time_are_found_by_the_bounds_of_row_groups(tmp_path):
+    write(tmp_path, "worker", "w", [schema.WorkerTransition(at(i), "k", i, "a", "b", None, None) for i in range(5)])
+    seal(tmp_path)
+    with open_run(tmp_path) as run:
+        run.sql("from raw.worker_transitions")
+        views = "select sql from duckdb_views() where schema_name = 'raw' and view_name = 'worker_transitions'"
+        # DuckDB asks the bounds of a product, and none of a coalesce.
+        assert "(time_us * 1000) AS time_ns" in run.sql(views).fetchall()[0][0]
+        found = run.sql(f"select run_id from raw.worker_transitions where time_ns > {at(1)} and time_ns <= {at(3)}")
+        assert found.fetchall() == [(2,), (3,)]
+
+
+def test_a_run_sealed_before_times_were_in_microseconds_opens_and_is_sealed_anew(tmp_path):
+    write(tmp_path, "scheduler", "s", [*transitions(5), *results(5)])
+    seal(tmp_path)
+    for table in ("scheduler_transitions", "results"):
+        path = tmp_path / "tables" / f"{table}.parquet"
+        pq.write_table(as_before_microseconds(pq.read_table(path)), path)
+    write(tmp_path, "scheduler", "late", transitions(4, first=-1))
+    for is_sealed in (False, True):
+        with open_run(tmp_path) as run:
+            assert run.is_sealed == is_sealed
+            assert run.arrow("scheduler_transitions")["time_ns"].to_pylist() == sorted(
+                [*map(at, range(5)), *map(at, range(-1, 3))]
+            )
+            assert run.arrow("results")["time_ns"].to_pylist() == [at(i) for i in range(5)]
+        seal(tmp_path)
+    told = pq.read_table(tmp_path / "tables" / "columns.parquet").to_pylist()
+    assert [each["table"] for each in told if each["column"] == "time_us"] == ["scheduler_transitions"]
+    for table, has_time_us in (("scheduler_transitions", True), ("results", False)):
+        names = pq.read_schema(tmp_path / "tables" / f"{table}.parquet").names
+        assert ("time_us" in names) == has_time_us
+
+
 def test_keys_that_look_alike_stay_apart(tmp_path):
     alike = ["1", 1, b"1", "b'1'", ("a", 1), "('a', 1)", 2.5, "2.5"]
     path = tmp_path / "run"
@@ -175,9 +249,9 @@ def test_rows_of_all_servers_are_in_order_of_time(tmp_path):
         write(tmp_path, "worker", f"w{number}", rows)
     seal(tmp_path)
     file = pq.ParquetFile(tmp_path / "tables" / "worker_transitions.parquet")
-    column = next(i for i in range(file.metadata.num_columns) if file.schema_arrow.names[i] == "time_ns")
+    column = file.schema_arrow.names.index("time_us")
     assert file.metadata.num_row_groups == 1
-    assert file.metadata.row_group(0).column(column).statistics.min == at(0)
+    assert file.metadata.row_group(0).column(column).statistics.min == at(0) // 1000
     with open_run(tmp_path) as run:
         assert run.arrow("worker_transitions")["time_ns"].to_pylist() == [at(i) for i in range(120_000)]
 
@@ -187,7 +261,7 @@ def test_row_groups_are_disjoint_in_time_even_when_a_clock_went_back(tmp_path):
     write(tmp_path, "worker", "w", behind)
     seal(tmp_path)
     file = pq.ParquetFile(tmp_path / "tables" / "worker_transitions.parquet")
-    column = file.schema_arrow.names.index("time_ns")
+    column = file.schema_arrow.names.index("time_us")
     ranges = [file.metadata.row_group(i).column(column).statistics for i in range(file.metadata.num_row_groups)]
     assert len(ranges) > 1
     assert all(before.max <= after.min for before, after in itertools.pairwise(ranges))
@@ -708,7 +782,7 @@ def test_duckdb_reads_the_sealed_tables_without_recup(tmp_path):
     seal(tmp_path)
     tables = tmp_path / "tables"
     query = f"""
-        select before || coalesce(lower(hex(token)) || after, ''), time_ns
-        from '{tables}/scheduler_transitions.parquet' join '{tables}/keys.parquet' using (key_id) order by time_ns
+        select before || coalesce(lower(hex(token)) || after, ''), time_us
+        from '{tables}/scheduler_transitions.parquet' join '{tables}/keys.parquet' using (key_id) order by time_us
     """
-    assert duckdb.sql(query).fetchall() == [(f"x-{i}", at(i)) for i in range(3)]
+    assert duckdb.sql(query).fetchall() == [(f"x-{i}", at(i) // 1000) for i in range(3)]

@@ -54,9 +54,10 @@ DEF KINDS = 12
 
 
 cdef inline int64_t now() noexcept nogil:
+    """Return the time in nanoseconds, rounded down to whole microseconds."""
     cdef timespec time
     clock_gettime(CLOCK_REALTIME, &time)
-    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
+    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec // 1000 * 1000
 
 
 cdef inline void keep(int64_t* row, Py_ssize_t column, object value) noexcept:

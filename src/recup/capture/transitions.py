@@ -6,6 +6,9 @@ cover the rest of what scheduler and worker say (`recup.capture.scheduler`, `.wo
 Where `recup.capture.transition_hooks` was compiled, the hooks are made there and record the
 same.  Here each is a closure over local names: at six calls a task each attribute not
 looked up counts.
+
+Moments are rounded down to whole microseconds: what is below tells nothing of a transition
+and takes room on disk.
 """
 
 from __future__ import annotations
@@ -61,13 +64,14 @@ def scheduler_hook(
         nonlocal count
         count += 1
         try:
+            now = time_ns() // 1000 * 1000
             if finish == "processing":
                 task = tasks[key]
-                put((time_ns(), key, start, finish, stimulus_id, task.processing_on.address, task.run_id))
+                put((now, key, start, finish, stimulus_id, task.processing_on.address, task.run_id))
             elif start != "processing":
-                put((time_ns(), key, start, finish, stimulus_id, None, -1))
+                put((now, key, start, finish, stimulus_id, None, -1))
             else:
-                now, task = time_ns(), tasks.get(key)
+                task = tasks.get(key)
                 run_id = task.run_id if task is not None else -1
                 put((now, key, start, finish, stimulus_id, worker, run_id))
                 if worker is None and startstops is None:
@@ -130,12 +134,13 @@ def worker_hook(
             stimulus = stimulus_log[-1] if stimulus_log else None
             cause = None if stimulus is None else stimulus.stimulus_id
             task = tasks.get(key)
+            now = time_ns() // 1000 * 1000
             if task is None:
-                put((time_ns(), key, -1, start, finish, None, cause))
+                put((now, key, -1, start, finish, None, cause))
                 run_id = -1
             else:
                 reached, run_id = task.state, task.run_id
-                put((time_ns(), key, run_id, start, finish, None if reached == finish else reached, cause))
+                put((now, key, run_id, start, finish, None if reached == finish else reached, cause))
             if finish == "executing":
                 delays[key] = worker.scheduler_delay
                 if task is not None:
@@ -147,17 +152,16 @@ def worker_hook(
                 if who_has is not None and stimulus.key == key and type(stimulus).__name__ == "ComputeTaskEvent":
                     remote = sum(address not in holders for holders in who_has.values())
                     size = sum(stimulus.nbytes.values())
-                    put_reception((time_ns(), key, stimulus.run_id, len(who_has), size, remote))
+                    put_reception((now, key, stimulus.run_id, len(who_has), size, remote))
             elif stimulus is not written_end and type(stimulus).__name__ in _ENDS and stimulus.key == key:
                 written_end = stimulus
-                put_end(stimulus, key, task, run_id)
+                put_end(now, stimulus, key, task, run_id)
         except Exception as reason:  # noqa: BLE001 - the worker must go on
             if spool.failed("transition", reason, "worker_transitions"):
                 switch_off()
 
-    def put_end(stimulus: Any, key: Any, task: Any, run_id: int) -> None:
+    def put_end(now: int, stimulus: Any, key: Any, task: Any, run_id: int) -> None:
         """Record the end of the attempt that this event of the state machine reports."""
-        now = time_ns()
         run_id = getattr(stimulus, "run_id", run_id)
         thread = state.threads.get(key, -1)
         failure = getattr(stimulus, "exception_text", None)
