@@ -54,4 +54,5 @@ def test_the_lineage_of_a_result_ends_at_the_line_that_submitted_it(troubled):
     assert found["upstream"]["task_count"] == 8
     assert {each["prefix"] for each in found["upstream"]["tasks"]} == {"slow"}
     assert "client.submit(add, *kept)" in found["submissions"][0]["frames"][-1]["line_text"]
-    assert found["software"][0]["packages"]["dask"]
+    # The worker that was killed may have died before it could tell its packages.
+    assert any(each["packages"].get("dask") for each in found["software"])
