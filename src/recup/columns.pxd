@@ -1,4 +1,12 @@
-from libc.stdint cimport int64_t
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, intptr_t
+
+
+cdef inline void keep(int64_t* row, Py_ssize_t column, object value) noexcept:
+    """Put a reference of its own into a row of `Slots`."""
+    Py_INCREF(value)
+    row[column] = <intptr_t><PyObject*>value
 
 
 cdef class Slots:

@@ -285,7 +285,7 @@ cdef class Slots:
         return self.count + self.taken_count - self.place
 
     cdef int64_t* add(self) except NULL:
-        """Return a new row, to be filled with `keep`, `whole` and `real` or as they do, before anything else happens."""
+        """Return a new row, to be filled with `keep`, `whole` and `real`, before anything else happens."""
         cdef int64_t* row
         if self.count == self.capacity:
             self.slots = <int64_t*>grown(self.slots, &self.capacity, self.count + 256, self.width * 8)

@@ -6,11 +6,9 @@ this could not be built.  What is read, and why in this order, is told there.
 """
 
 cimport cython
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, intptr_t
+from libc.stdint cimport int64_t
 
-from recup.columns cimport Slots
+from recup.columns cimport Slots, keep
 
 cdef extern from "time.h" nogil:
     ctypedef long time_t
@@ -54,11 +52,6 @@ cdef inline int64_t now(int clock) noexcept nogil:
     cdef timespec time
     clock_gettime(clock, &time)
     return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
-
-
-cdef inline void keep(int64_t* row, Py_ssize_t column, object value) noexcept:
-    Py_INCREF(value)
-    row[column] = <intptr_t><PyObject*>value
 
 
 cdef inline int64_t microseconds(timeval time) noexcept nogil:

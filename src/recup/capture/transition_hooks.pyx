@@ -14,11 +14,11 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_SIZE
-from libc.stdint cimport int64_t, intptr_t
+from libc.stdint cimport int64_t
 
 from types import MemberDescriptorType
 
-from recup.columns cimport Slots
+from recup.columns cimport Slots, keep
 
 cdef extern from "time.h" nogil:
     ctypedef long time_t
@@ -58,11 +58,6 @@ cdef inline int64_t now() noexcept nogil:
     cdef timespec time
     clock_gettime(CLOCK_REALTIME, &time)
     return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec // 1000 * 1000
-
-
-cdef inline void keep(int64_t* row, Py_ssize_t column, object value) noexcept:
-    Py_INCREF(value)
-    row[column] = <intptr_t><PyObject*>value
 
 
 cdef inline object told(dict named, object name):
