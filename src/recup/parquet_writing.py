@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,6 @@ _WITH_SCHEMA = not hasattr(pq.ParquetWriter, "add_key_value_metadata")
 """Whether Arrow's own copy of the schema, as large as all else in a footer, must be there: older pyarrow
 writes metadata of ours only with it."""
 _DICTIONARY = "dictionary"
-_ZSTD = "zstd"
 _QUICK = {pa.int64(): "DELTA_BINARY_PACKED"}
 
 
@@ -118,36 +117,28 @@ def _open(path: Path, schema: pa.Schema, first: pa.Table, level: int, bounded: l
     `bounded` are the columns whose bounds are told where there will be no other row group:
     bounds of all are a third of a small file, and one row group is read as a whole anyway.
     """
-    forms = {field.name: _smallest(first.column(field.name), field, level) for field in schema}
-    encodings = {name: form.encoding for name, form in forms.items() if form.encoding != _DICTIONARY}
+    smallest = {field.name: _smallest(first.column(field.name), field, level) for field in schema}
+    encodings = {name: encoding for name, encoding in smallest.items() if encoding != _DICTIONARY}
     if bounded is not None and level >= _TRYING_LEVEL:
         level = max(level, _LEVEL_OF_ONE_GROUP)
     return pq.ParquetWriter(
         path,
         schema,
-        compression={name: form.compression for name, form in forms.items()},
-        compression_level={name: level for name, form in forms.items() if form.compression == _ZSTD} or None,
-        use_dictionary=[name for name in forms if name not in encodings] or False,
+        compression="zstd",
+        compression_level=level,
+        use_dictionary=[name for name in smallest if name not in encodings] or False,
         column_encoding=encodings or None,
         write_statistics=True if bounded is None else bounded or False,
         store_schema=_WITH_SCHEMA,
     )
 
 
-class _Form(NamedTuple):
-    """How one column is written."""
-
-    encoding: str
-    compression: str
-
-
-def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> _Form:
-    """Return the form that makes the column smallest."""
+def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> str:
+    """Return the encoding that makes the column smallest."""
     kind = field.type
-    is_few = len(column) <= _FEW_ROWS
     candidates = ["PLAIN"]
     if pa.types.is_dictionary(kind):
-        candidates = [_DICTIONARY, "PLAIN"] if is_few else [_DICTIONARY]
+        candidates = [_DICTIONARY, "PLAIN"] if len(column) <= _FEW_ROWS else [_DICTIONARY]
     elif pa.types.is_integer(kind):
         candidates = [_DICTIONARY, "PLAIN", "DELTA_BINARY_PACKED"]
     elif pa.types.is_floating(kind):
@@ -156,24 +147,22 @@ def _smallest(column: pa.ChunkedArray, field: pa.Field, level: int) -> _Form:
     elif pa.types.is_string(kind):
         candidates = [_DICTIONARY, "PLAIN", "DELTA_BYTE_ARRAY"]
     if level < _TRYING_LEVEL:
-        return _Form(candidates[0] if pa.types.is_dictionary(kind) else _QUICK.get(kind, "PLAIN"), _ZSTD)
-    compressions = [_ZSTD, "none"] if is_few else [_ZSTD]
-    forms = [_Form(encoding, compression) for encoding in candidates for compression in compressions]
-    if len(forms) == 1:
-        return forms[0]
-    return min(forms, key=lambda form: _size(column.slice(0, _TRIED_ROWS), field, form, level))
+        return candidates[0] if pa.types.is_dictionary(kind) else _QUICK.get(kind, "PLAIN")
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda encoding: _size(column.slice(0, _TRIED_ROWS), field, encoding, level))
 
 
-def _size(column: pa.ChunkedArray, field: pa.Field, form: _Form, level: int) -> int:
+def _size(column: pa.ChunkedArray, field: pa.Field, encoding: str, level: int) -> int:
     target = io.BytesIO()
-    is_dictionary = form.encoding == _DICTIONARY
+    is_dictionary = encoding == _DICTIONARY
     pq.write_table(
         pa.Table.from_arrays([column], names=[field.name]),
         target,
-        compression=form.compression,
-        compression_level=level if form.compression == _ZSTD else None,
+        compression="zstd",
+        compression_level=level,
         use_dictionary=is_dictionary,
-        column_encoding=None if is_dictionary else {field.name: form.encoding},
+        column_encoding=None if is_dictionary else {field.name: encoding},
         write_statistics=False,
         store_schema=False,
     )
