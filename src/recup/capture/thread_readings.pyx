@@ -7,18 +7,9 @@ this could not be built.  What is read, and why in this order, is told there.
 
 cimport cython
 from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from recup.columns cimport Slots, keep
-
-cdef extern from "time.h" nogil:
-    ctypedef long time_t
-    struct timespec:
-        time_t tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec*)
-    const int CLOCK_REALTIME
-    const int CLOCK_MONOTONIC
-    const int CLOCK_THREAD_CPUTIME_ID
 
 cdef extern from "sys/resource.h" nogil:
     struct timeval:

@@ -11,22 +11,16 @@ recorded, and why, is told there.
 """
 
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport Py_TYPE, PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.sequence cimport PySequence_Fast, PySequence_Fast_GET_SIZE, PySequence_Fast_ITEMS
 from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from types import MemberDescriptorType
 
 from recup.columns cimport Slots, keep
-
-cdef extern from "time.h" nogil:
-    ctypedef long time_t
-    struct timespec:
-        time_t tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec*)
-    const int CLOCK_REALTIME
 
 cdef extern from "Python.h":
     ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
@@ -37,10 +31,6 @@ cdef extern from "Python.h":
         const char* ml_doc
     const int METH_VARARGS, METH_KEYWORDS
     object PyCFunction_New(PyMethodDef*, object)
-    object PySequence_Fast(object, const char*)
-    Py_ssize_t PySequence_Fast_GET_SIZE(object)
-    PyObject** PySequence_Fast_ITEMS(object)
-    PyTypeObject* Py_TYPE(object)
     ctypedef struct PyMemberDef:
         int type
         Py_ssize_t offset
