@@ -9,7 +9,6 @@ computed in vain (`recomputed`).
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
 from recup.analyse.budget_record import Found, numbers, read_record
 from recup.analyse.budget_sweep import BUSY, CATEGORIES, NAMES, OF_TASKS, Floats, Sums, sweep
+from recup.analyse.rows import once_per_run
 from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
@@ -57,14 +57,9 @@ class _Kept:
     sums: dict[int, Sums] = dataclasses.field(default_factory=dict)
 
 
-_KEPT: weakref.WeakKeyDictionary[Run, _Kept] = weakref.WeakKeyDictionary()
-
-
+@once_per_run
 def _kept(run: Run) -> _Kept:
-    kept = _KEPT.get(run)
-    if kept is None:
-        kept = _KEPT[run] = _Kept(read_record(run))
-    return kept
+    return _Kept(read_record(run))
 
 
 def _sums(run: Run, bin_count: int = BINS) -> Sums:

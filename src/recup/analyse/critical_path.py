@@ -9,7 +9,6 @@ It does not say what idle threads cost (`budget`).
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from recup.analyse.answers import Answer, AnswerTable, Conclusion
 from recup.analyse.budget_record import Window, codes, most_threads, numbers, window
 from recup.analyse.critical_path_ideal import Floats, Integers, longest_path, replayed
+from recup.analyse.rows import once_per_run
 from recup.terminal import plural, seconds_text
 
 if TYPE_CHECKING:
@@ -132,9 +132,6 @@ class _Found:
     thread_count: int
     first_submitted_s: float
     is_cut_off: bool
-
-
-_KEPT: weakref.WeakKeyDictionary[Run, _Found] = weakref.WeakKeyDictionary()
 
 
 def critical_path_links(run: Run) -> pa.Table:
@@ -336,14 +333,8 @@ _IDEAL_BASIS = (
 # ---------------------------------------------------------------- finding the chain
 
 
+@once_per_run
 def _found(run: Run) -> _Found:
-    found = _KEPT.get(run)
-    if found is None:
-        found = _KEPT[run] = _find(run)
-    return found
-
-
-def _find(run: Run) -> _Found:
     frame = window(run)
     graph = _graph(run)
     chain, came_by = _chain(graph)

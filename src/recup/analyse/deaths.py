@@ -10,13 +10,12 @@ worker's own, whose record may lack its last second.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
 from recup.analyse.death_causes import cause_of
 from recup.analyse.death_rows import BLAMED_SQL, DEATHS_SQL, TOP_TASKS_SQL
-from recup.analyse.rows import Document, rows_of
+from recup.analyse.rows import Document, once_per_run, rows_of
 from recup.terminal import bytes_text, plural, seconds_text
 
 if TYPE_CHECKING:
@@ -67,18 +66,9 @@ def tasks_at_deaths(run: Run) -> pa.Table:
 # ---------------------------------------------------------------- what is found
 
 
-_KEPT: weakref.WeakKeyDictionary[Run, tuple[list[Document], list[Document]]] = weakref.WeakKeyDictionary()
-
-
+@once_per_run
 def _found(run: Run) -> tuple[list[Document], list[Document]]:
-    """Return deaths with their cause, and attempts at them: found once, as `recup lost` asks for them too."""
-    found = _KEPT.get(run)
-    if found is None:
-        found = _KEPT[run] = _find(run)
-    return found
-
-
-def _find(run: Run) -> tuple[list[Document], list[Document]]:
+    """Return deaths with their cause, and attempts at them: `recup lost` asks for them too."""
     dead = rows_of(run, DEATHS_SQL)
     if not dead:
         return [], []

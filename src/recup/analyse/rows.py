@@ -1,19 +1,35 @@
 """Answers of queries as plain rows, for documents that are printed or sent as JSON.
 
 Covers small answers: each row becomes a dict.  Large ones stay relations or Arrow tables.
-Also the order of names, by which ties are settled.
+Also the order of names, by which ties are settled, and what is found once of a run.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from recup.store import Run
 
 Document = dict[str, Any]
+Found = TypeVar("Found")
+
+
+def once_per_run(find: Callable[[Run], Found]) -> Callable[[Run], Found]:
+    """Keep what a function found of a run for as long as the run is there; several answers stand on it."""
+    kept: weakref.WeakKeyDictionary[Run, Found] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(find)
+    def found(run: Run) -> Found:
+        if run not in kept:
+            kept[run] = find(run)
+        return kept[run]
+
+    return found
 
 
 def rows_of(run: Run, query: str, parameters: Sequence[Any] | None = None) -> list[Document]:

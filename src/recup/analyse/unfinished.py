@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 import re
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from recup.analyse.rows import Document, rows_of
+from recup.analyse.rows import Document, once_per_run, rows_of
 from recup.terminal import seconds_text
 
 if TYPE_CHECKING:
@@ -217,14 +216,14 @@ def unfinished_by_state(run: Run) -> pa.Table:
     return state_rows(Unfinished(run))
 
 
-_LEAVING: weakref.WeakKeyDictionary[Run, list[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+@once_per_run
+def _leaving(run: Run) -> list[tuple[Any, ...]]:
+    return run.sql(LEAVING_SQL).fetchall()
 
 
 def no_leaving(run: Run) -> tuple[str, list[Any]]:
     """Return the condition that a row `t` of transitions is not of the end of the run, and its parameters."""
-    causes = _LEAVING.get(run)
-    if causes is None:
-        causes = _LEAVING[run] = run.sql(LEAVING_SQL).fetchall()
+    causes = _leaving(run)
     if not causes:
         return "true", []
     times = [float(found[1]) for _, cause in causes if (found := re.search(r"-([0-9]+\.[0-9]+)$", cause))]
