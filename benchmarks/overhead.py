@@ -1,17 +1,24 @@
 """What recording costs: CPU time of each process with and without it, in interleaved pairs.
 
 A cluster of separate processes (scheduler, two workers of one thread, this client) is
-recorded, and runs short blocks of the workload.  Before each block the hooks of one arm are
-put in and all others taken out, the order alternating from pair to pair; a sample is the
-CPU time of each process (`time.process_time`) from before the block until its last rows
-are on disk, divided by its tasks.  Blocks of a few seconds side by side are what keeps the
-noise of a shared machine out: pairs of whole runs spread five times wider.  Figures are
-medians over the pairs, beside them the standard error of that median and the share of
-recup's own writer thread.  Peak memory and disk come from fresh clusters, one per sample.
+recorded, and runs short blocks of the workload.  For each block the hooks of one arm are
+put in and all others taken out, the order of arms drawn anew for every round.  A sample is
+the CPU time of each process over the block, but for recup's writer thread, divided by its
+tasks.  The writer comes later and writes much at once, so it is measured over a longer block
+at the end.  Blocks of a second side by side are what keeps the noise of a shared
+machine out: its speed drifts by a tenth from one ten seconds to the next, and pairs of
+blocks of four seconds spread four times wider, pairs of whole runs far more.
+
+What an arm adds is the mean of the middle eight tenths of the differences to the block
+without hooks in the same round, plus the writer; beside it stands its standard error.  Peak
+memory and disk come from fresh clusters, one per sample.
 
     python benchmarks/overhead.py                       # bare against recup, all workloads
     python benchmarks/overhead.py --workload tree --tasks 20003 --tasks 200003 --memory-only
     python benchmarks/overhead.py --cpu-only --plugin 'package.module:SchedulerPluginClass'
+    python benchmarks/overhead.py --cpu-only --plugin distributed.diagnostics.plugin:SchedulerPlugin
+
+The last line has the cost of a plugin that does nothing beside recup's.
 
 Raw samples are kept in benchmarks/results/overhead-<time>.json.
 """
@@ -22,6 +29,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -31,8 +39,11 @@ from pathlib import Path
 
 TREE_TASKS = 20_003
 ARRAY_CHUNKS = 5_000
-BLOCK = {"tree": 2_001, "array": 500}
-"""Size of a block; a pair of them takes about eight seconds."""
+BLOCK = {"tree": 501, "array": 500}
+"""Size of a block; a pair of them takes two to four seconds."""
+
+WARM_UP = 3
+"""Rounds of a cluster that do not count."""
 
 # ---------------------------------------------------------------- the workloads
 
@@ -82,9 +93,10 @@ def usage(**_):
         for thread in threading.enumerate()
         if thread.name == "recup-writer"
     ]
+    writer_s = sum(map(int, writer)) / 1e9
     return {
-        "cpu_s": time.process_time(),
-        "writer_s": sum(map(int, writer)) / 1e9,
+        "cpu_s": time.process_time() - writer_s,
+        "writer_s": writer_s,
         "peak_bytes": int(status["VmHWM"].split()[0]) * 1024,
     }
 
@@ -154,38 +166,41 @@ def switch(arm, server):
             plugin._sampler.stop()
 
 
-def measure(arm, workload, size, client):
-    """Run the workload once under the arm's hooks; returns its figures."""
+def figures(client):
+    """Return what each process has used until now, both workers as one."""
+    workers = client.run(usage).values()
+    return {
+        "scheduler": client.run_on_scheduler(usage),
+        "worker": {
+            "cpu_s": sum(each["cpu_s"] for each in workers),
+            "writer_s": sum(each["writer_s"] for each in workers),
+            "peak_bytes": max(each["peak_bytes"] for each in workers),
+        },
+        "client": usage(),
+    }
 
-    def figures():
-        workers = client.run(usage).values()
-        return {
-            "scheduler": client.run_on_scheduler(usage),
-            "worker": {
-                "cpu_s": sum(each["cpu_s"] for each in workers),
-                "writer_s": sum(each["writer_s"] for each in workers),
-                "peak_bytes": max(each["peak_bytes"] for each in workers),
-            },
-            "client": usage(),
-        }
 
+def switch_all(arm, client):
     client.run_on_scheduler(lambda dask_scheduler: switch(arm, dask_scheduler))
     client.run(lambda dask_worker: switch(arm, dask_worker))
-    time.sleep(0.2)
-    before = figures()
+
+
+def measure(arm, workload, size, client):
+    """Run the workload once under the arm's hooks; returns its figures."""
+    before = figures(client)
+    switch_all(arm, client)  # recup takes a sample now, and each second: as many as if it had been there before
     begun = time.perf_counter()
     task_count, futures = WORKLOADS[workload](client, size)
     wall = time.perf_counter() - begun
     del futures
     while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
-        time.sleep(0.05)
-    time.sleep(1)  # until the writer threads have written the last rows
-    after = figures()
+        time.sleep(0.02)
+    after = figures(client)
+    switch_all("none", client)
     sample = {"arm": arm, "workload": workload, "size": size, "tasks": task_count, "wall_s": wall}
     for process, each in after.items():
+        sample[f"{process}_cpu_s"] = each["cpu_s"] - before[process]["cpu_s"]
         sample[f"{process}_peak_bytes"] = each["peak_bytes"]
-        for figure in ("cpu_s", "writer_s"):
-            sample[f"{process}_{figure}"] = each[figure] - before[process][figure]
     return sample
 
 
@@ -200,17 +215,31 @@ def in_child(arms, workload, size, rounds):
 
 
 def measure_on_one_cluster(arms, workload, size, rounds, directory):
-    """Return the samples of all rounds, after a round that warms up, and the disk used by recup's run."""
+    """Return the samples of all rounds after those that warm up, and the disk used by recup's run."""
     samples = []
     with cluster(directory) as client:
         with recorders(arms, client, directory / "runs") as run:
             time.sleep(3)
             for number in range(rounds):
-                for arm in arms if number % 2 == 0 else arms[::-1]:
+                for arm in random.sample(arms, len(arms)):
                     samples.append(measure(arm, workload, size, client) | {"round": number})
+            if "recup" in arms and rounds > 1:
+                writer_s = writer_time(workload, 8 * size, client)
+                for each in samples:
+                    if each["arm"] == "recup":
+                        each |= {f"{process}_writer_s": each["tasks"] * used for process, used in writer_s.items()}
         if run and len(arms) == 1:
             samples[-1] |= disk_use(run)
-    return [each for each in samples if each["round"] or rounds == 1]
+    return [each for each in samples if each["round"] >= WARM_UP or rounds == 1]
+
+
+def writer_time(workload, size, client):
+    """Return the writer's CPU seconds per task in each process, over one long block and until its last rows are written."""
+    before = figures(client)
+    sample = measure("recup", workload, size, client)
+    time.sleep(1)
+    after = figures(client)
+    return {name: (after[name]["writer_s"] - before[name]["writer_s"]) / sample["tasks"] for name in after}
 
 
 def disk_use(run):
@@ -241,6 +270,16 @@ def median(values):
     return statistics.median(list(values))
 
 
+def middle(values):
+    """Return the mean of the middle eight tenths, and its standard error."""
+    ordered = sorted(values)
+    cut = len(ordered) // 10
+    kept = ordered[cut : len(ordered) - cut]
+    pulled_in = [min(max(each, kept[0]), kept[-1]) for each in ordered]
+    spread = statistics.stdev(pulled_in) if len(pulled_in) > 1 else float("nan")
+    return statistics.fmean(kept), spread / (len(kept) / len(ordered)) / len(ordered) ** 0.5
+
+
 def report_cpu(samples, arm, workload, size):
     """Print CPU per task of one arm beside none, and the promise."""
     rounds = {}
@@ -251,19 +290,17 @@ def report_cpu(samples, arm, workload, size):
     if not pairs:
         return
     count = pairs[0][0]["tasks"]
-    print(f"\n{workload}: blocks of {count} tasks, {arm} against none, {len(pairs)} pairs")
-    print(f"  {'CPU per task':<14}{'none':>10}{arm[-10:]:>12}{'added':>12}{'+-':>8}{'writer':>10}{'ratio':>9}")
+    print(f"\n{workload}: blocks of {count} tasks, {arm} against none, {len(pairs)} pairs; CPU us per task")
+    print(f"  {'':<10}{'none':>9}{'hooks':>10}{'+-':>7}{'writer':>9}{'added':>9}{'ratio':>9}{'+-':>7}")
     for name in ("scheduler", "worker", "client"):
         field = f"{name}_cpu_s"
-        added = [(b[field] - a[field]) / count * 1e6 for a, b in pairs]
-        error = 1.25 * statistics.stdev(added) / len(added) ** 0.5 if len(added) > 1 else float("nan")
-        ratio = median(b[field] / a[field] for a, b in pairs)
-        writer = median((b[f"{name}_writer_s"] - a[f"{name}_writer_s"]) / count * 1e6 for a, b in pairs)
+        bare = median(a[field] for a, _ in pairs) / count * 1e6
+        hooks, error = middle([(b[field] - a[field]) / count * 1e6 for a, b in pairs])
+        writer = median(b.get(f"{name}_writer_s", 0) for _, b in pairs) / count * 1e6
         promise = {"scheduler": "promise <= 10 us, <= 1.5 %", "worker": "promise <= 2 %"}.get(name, "")
         print(
-            f"  {name:<14}{median(a[field] for a, _ in pairs) / count * 1e6:>7.1f} us"
-            f"{median(b[field] for _, b in pairs) / count * 1e6:>9.1f} us{median(added):>+9.2f} us{error:>5.1f} us"
-            f"{writer:>7.2f} us{(ratio - 1) * 100:>+8.2f}%   {promise}"
+            f"  {name:<10}{bare:>9.1f}{hooks:>+10.2f}{error:>7.2f}{writer:>9.2f}{hooks + writer:>+9.2f}"
+            f"{(hooks + writer) / bare * 100:>+8.2f}%{error / bare * 100:>6.2f}%  {promise}"
         )
     print(f"  wall time ratio {median(b['wall_s'] / a['wall_s'] for a, b in pairs):.3f}")
 
@@ -292,7 +329,9 @@ def report_memory(samples, arm, workload, size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clusters", type=int, default=3, help="fresh clusters; each runs all rounds")
-    parser.add_argument("--rounds", type=int, default=21, help="pairs of blocks on each cluster; the first warms up")
+    parser.add_argument(
+        "--rounds", type=int, default=73, help="rounds of blocks on each cluster; the first three warm up"
+    )
     parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
     parser.add_argument("--tasks", type=int, action="append", help="tasks of the tree; may be given several times")
     parser.add_argument("--plugin", action="append", default=[], help="another scheduler plugin, module:Class")
