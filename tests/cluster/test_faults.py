@@ -104,9 +104,10 @@ def start(tmp_path):
         each.clean()
 
 
-def written(program):
-    """Whether both sides of the work are on disk: from then on at most the last second is missing."""
-    return rows(program.run, "scheduler", "scheduler_transitions") and rows(program.run, "worker", "worker_transitions")
+def wait_until_written(program):
+    """Wait until both sides of the work are on disk: from then on at most the last second is missing."""
+    for role, table in (("scheduler", "scheduler_transitions"), ("worker", "worker_transitions")):
+        wait_for(lambda asked=(program.run, role, table): rows(*asked))
 
 
 def last_time_ns(run, role, table):
@@ -120,7 +121,7 @@ def test_a_signal_to_the_script_ends_it_as_without_recup_and_leaves_its_last_sec
         program = start(BUSY, with_recup)
         script, *_ = program.pids()
         if with_recup:
-            wait_for(lambda: written(program))
+            wait_until_written(program)
         os.kill(script, number)
         killed_ns = time.time_ns()
         codes.append(program.end())
@@ -160,7 +161,7 @@ def test_a_terminated_worker_is_seen_and_the_workload_goes_on(start):
 def test_a_signal_to_the_whole_group_leaves_all_but_the_last_second(start, number):
     program = start(BUSY)
     program.pids()
-    wait_for(lambda: written(program))
+    wait_until_written(program)
     os.killpg(program.process.pid, number)
     killed_ns = time.time_ns()
     assert program.end() == -number
@@ -171,7 +172,7 @@ def test_a_signal_to_the_whole_group_leaves_all_but_the_last_second(start, numbe
 def test_a_signal_to_recup_itself_reaches_the_program(start):
     program = start(BUSY)
     program.pids()
-    wait_for(lambda: written(program))
+    wait_until_written(program)
     os.kill(program.process.pid, signal.SIGTERM)
     assert program.end() == -signal.SIGTERM
     assert rows(program.run, "scheduler", "scheduler_transitions")

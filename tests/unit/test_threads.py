@@ -6,7 +6,9 @@ import os
 import pickle
 import threading
 import time
+import traceback
 import types
+import weakref
 
 import pyarrow as pa
 import pytest
@@ -83,6 +85,44 @@ def test_the_result_and_the_exception_of_a_task_pass_through(spool):
     with pytest.raises(ZeroDivisionError, match="by zero"):
         counted(spool, divmod, 1, 0, run_id=6).run_spec({})
     assert outcomes(spool) == [(5, "task", "returned"), (6, "task", "ZeroDivisionError")]
+
+
+def test_an_error_passes_as_it_is_with_no_frame_of_a_compiled_counting(spool, form):
+    def fail():
+        raise KeyboardInterrupt("stop")
+
+    def frames(node):
+        with pytest.raises(KeyboardInterrupt, match="stop") as caught:
+            node({})
+        assert caught.value.__context__ is None
+        return [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+
+    counting_frames = ["_call"] if form == "python" else []
+    bare, seen = frames(Task("k", fail)), frames(counted(spool, fail).run_spec)
+    assert seen == [bare[0], *counting_frames, *bare[1:]]
+    assert outcomes(spool) == [(5, "task", "KeyboardInterrupt")]
+
+
+def test_results_and_errors_are_let_go_of_after_the_task(spool):
+    class Value:
+        pass
+
+    def fail():
+        raise Error
+
+    class Error(Exception):
+        pass
+
+    task = counted(spool, Value)
+    result = task.run_spec({})
+    gone = weakref.ref(result)
+    del result
+    assert gone() is None
+    try:
+        counted(spool, fail).run_spec({})
+    except Error as error:
+        gone = weakref.ref(error)
+    assert gone() is None
 
 
 def test_bytes_and_calls_of_a_task_are_those_it_made(spool, tmp_path):
@@ -168,15 +208,18 @@ def test_a_bug_of_the_counting_costs_the_row_and_not_the_task(spool, monkeypatch
     ]
 
 
-def test_what_is_called_around_a_task_cannot_hurt_it(spool, monkeypatch):
+def test_what_is_called_around_a_task_cannot_hurt_it(spool):
     calls = []
 
     def broken():
         raise RuntimeError("bug")
 
     pairs = [(lambda prefix, key: calls.append((prefix, key)), lambda: calls.append("left")), (lambda *_: None, broken)]
-    monkeypatch.setattr(threads, "around", pairs)
-    assert counted(spool, abs, -1).run_spec({}) == 1
+    threads.around.extend(pairs)
+    try:
+        assert counted(spool, abs, -1).run_spec({}) == 1
+    finally:
+        threads.around.clear()
     assert calls == [("p", "k"), "left"]
     assert outcomes(spool) == [(5, "task", "returned")]
 

@@ -1,11 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The kernel's counters of a thread, read and subtracted without Python between: compiled half of `threads`.
 
-Covers `OwnThread`, which does what `recup.capture.threads.OwnThread` does in Python where
-this could not be built.  What is read, and why in this order, is told there.
+Covers `OwnThread` and the call of a node that counts, which do what `OwnThread` and `_call`
+of `recup.capture.threads` do in Python where this could not be built.  What is read, and why
+in this order, is told there.
 """
 
 cimport cython
+from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
@@ -35,6 +37,20 @@ cdef extern from *:
 cdef extern from "unistd.h" nogil:
     Py_ssize_t pread(int, void*, size_t, long)
     int close(int)
+
+cdef extern from "Python.h":
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
+    ctypedef struct PyMethodDef:
+        const char* ml_name
+        PyCFunction ml_meth
+        int ml_flags
+        const char* ml_doc
+    const int METH_VARARGS, METH_KEYWORDS
+    object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
+    # As pointers: NULL, with the exception set, is passed on and not made Cython's own.
+    PyObject* PyObject_Call(PyObject*, PyObject*, PyObject*)
+    void PyErr_Fetch(PyObject**, PyObject**, PyObject**)
+    void PyErr_Restore(PyObject*, PyObject*, PyObject*)
 
 DEF IO_COUNTERS = 6     # rchar, wchar, syscr, syscw, read_bytes, write_bytes
 
@@ -127,7 +143,7 @@ cdef class OwnThread:
         close(self.io)
         close(self.schedstat)
 
-    def begin(self):
+    cpdef Reading begin(self):
         """Read the counters before a task."""
         cdef Reading reading = Reading.__new__(Reading)
         getrusage(RUSAGE_THREAD, &reading.counters.used)
@@ -138,7 +154,7 @@ cdef class OwnThread:
         reading.monotonic_ns = now(CLOCK_MONOTONIC)
         return reading
 
-    def end(self, Reading begun not None, key, run_id, kind, outcome):
+    cpdef int end(self, Reading begun, key, run_id, kind, outcome) except -1:
         """Read them again after it, and put a row of what the task used."""
         cdef Counters after
         cdef Counters* before = &begun.counters
@@ -179,3 +195,68 @@ cdef class OwnThread:
         keep(row, 1, key)
         keep(row, 3, kind)
         keep(row, 4, outcome)
+        return 0
+
+
+# ---------------------------------------------------------------- around a task
+
+cdef object call_in_python      # the same in Python
+cdef list surrounded            # not empty when something else is to be called around a task
+
+
+cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) noexcept:
+    """Run the node it stands for between two readings.
+
+    What it returns or raises is passed on as CPython has it: no frame of this is in a traceback.
+    """
+    cdef OwnThread own = None
+    cdef Reading begun = None
+    cdef PyObject* result
+    cdef PyObject* kind = NULL
+    cdef PyObject* error = NULL
+    cdef PyObject* traceback = NULL
+    node = <object>pointer
+    inner = node.inner
+    try:
+        if not surrounded and not node.is_coro:
+            thread = getattr(node.counters.local, "own", None)
+            if thread is None:
+                thread = node.counters.meet_thread()
+            if type(thread) is OwnThread:
+                own = thread
+                begun = own.begin()
+        if begun is None:
+            arguments = (node, *<tuple>values)
+            return PyObject_Call(<PyObject*>call_in_python, <PyObject*>arguments, named)
+    except Exception as reason:
+        failed(node, reason)
+    result = PyObject_Call(<PyObject*>inner, values, named)
+    if result == NULL:
+        PyErr_Fetch(&kind, &error, &traceback)
+    try:
+        if begun is not None:
+            outcome = "returned" if result != NULL else (<type>kind).__name__
+            own.end(begun, node.key, node.run_id, node.kind, outcome)
+    except Exception as reason:     # the task has run and its result must pass
+        failed(node, reason)
+    if result == NULL:
+        PyErr_Restore(kind, error, traceback)
+    return result
+
+
+cdef int failed(node, reason) noexcept:
+    try:
+        node.counters.failed(reason)
+    except Exception:
+        pass
+    return 0
+
+
+cdef PyMethodDef definition = PyMethodDef("__call__", <PyCFunction>call, METH_VARARGS | METH_KEYWORDS, NULL)
+
+
+def counted_call(node_type, in_python, list around not None):
+    """Return what `node_type.__call__` is to be; where `around` is not empty, it calls what does it in Python."""
+    global call_in_python, surrounded
+    call_in_python, surrounded = in_python, around
+    return PyDescr_NewMethod(<PyTypeObject*>node_type, &definition)

@@ -212,21 +212,17 @@ if GraphNode is not None:
     class CountedNode(GraphNode):
         """A node that counts what its thread uses while the node it stands for runs."""
 
-        __slots__ = ("counters", "inner", "kind", "prefix", "run_id")
+        __slots__ = ("counters", "inner", "is_coro", "kind", "prefix", "run_id")
 
         def __init__(self, inner: Any, run_id: int, prefix: str, counters: ThreadCounters, kind: str = "task"):
             self.key = inner.key  # type: ignore[misc]
             self._dependencies = inner._dependencies  # type: ignore[misc]
             self.inner = inner
+            self.is_coro = inner.is_coro  # asked twice for each task: not a property
             self.run_id = run_id
             self.prefix = prefix
             self.counters = counters
             self.kind = kind
-
-        @property
-        def is_coro(self) -> bool:
-            """Whether the worker awaits what it returns."""
-            return bool(self.inner.is_coro)
 
         @property
         def data_producer(self) -> bool:
@@ -303,7 +299,7 @@ def _call(node: Any, values: Any) -> Any:
     begun = None
     # Written out, without a call more than needed: this is the price of every task.
     try:
-        if node.inner.is_coro:
+        if node.is_coro:
             return _awaited(node, values)
         if around:
             for enter, _ in around:
@@ -357,6 +353,8 @@ def _unseen(function: Any) -> Any:
 _awaited = _unseen(_await)
 if GraphNode is not None:
     CountedNode.__call__ = _unseen(_call)
+    if thread_readings is not None:
+        CountedNode.__call__ = thread_readings.counted_call(CountedNode, CountedNode.__call__, around)
 
 
 # ---------------------------------------------------------------- around an actor's methods
