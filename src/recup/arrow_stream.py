@@ -34,7 +34,7 @@ _ZSTD, _METADATA_V5 = 1, 4
 _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
 _INT, _FLOAT, _UTF8, _BOOL = 2, 3, 5, 6
 _ARROW_TYPE = {"int64": (_INT, 64), "key": (_INT, 32), "float64": (_FLOAT, 64), "text": (_UTF8, 0), "bool": (_BOOL, 0)}
-_SMALLEST_COMPRESSED = 1024
+SMALLEST_COMPRESSED = 1024
 """Below this many bytes a zstd frame costs more time than it saves space."""
 _ZSTD_LEVEL = -1
 """A quarter less time than level 1 on batches of one flush, for as good a ratio; sealing compresses anew."""
@@ -44,6 +44,7 @@ DICTIONARY_LIMIT = 256
 Buffer = bytes | memoryview | bytearray
 Intern = Callable[[Sequence[Any]], npt.NDArray[Any]]
 Dictionary = tuple[int, int, Buffer, Buffer]
+Compress = Callable[[Buffer], bytes]
 
 
 # ---------------------------------------------------------------- values to buffers
@@ -213,11 +214,19 @@ def _schema_message(columns: Sequence[Column], metadata: dict[str, str]) -> byte
     return _end_message(builder, _SCHEMA, builder.EndObject(), 0)
 
 
-class _BatchTemplate:
+class BatchTemplate:
     """The metadata of a batch with a given number of columns and buffers, its numbers left open.
 
     Only the numbers change from batch to batch, so the flatbuffer is built once, with a
-    mark in place of each number, and the numbers are put where the marks were found.
+    mark in place of each number, and the numbers are put where the marks were found: the
+    size of the body, rows, rows and nulls of each column, place and size of each buffer.
+
+    Attributes
+    ----------
+    open : bytes
+        The framed message, with marks.
+    places : bytes
+        Where the numbers go, in eights of bytes; int32 each.
     """
 
     def __init__(self, column_count: int, buffer_count: int, dictionary_id: int | None = None):
@@ -252,16 +261,39 @@ class _BatchTemplate:
             builder.PrependInt64Slot(0, dictionary_id, -1)
             builder.PrependUOffsetTRelativeSlot(1, header, 0)
             header, header_type = builder.EndObject(), _DICTIONARY_BATCH
-        self._message = _end_message(builder, header_type, header, body_length)
-        places = [self._message.index(struct.pack("<q", each)) for each in order]
+        self.open = _end_message(builder, header_type, header, body_length)
+        places = [self.open.index(struct.pack("<q", each)) for each in order]
         assert not any(place % 8 for place in places), "a flatbuffer aligns its numbers"
-        self._places = np.array(places) // 8
+        self.places = (np.array(places) // 8).astype("=i4").tobytes()
 
-    def message(self, row_count: int, nodes: list[int], buffers: list[int], body_length: int) -> bytes:
-        """Return the framed metadata with these numbers in it."""
-        message = np.frombuffer(bytearray(self._message), dtype="<i8")
-        message[self._places] = (body_length, row_count, *nodes, *buffers)
-        return message.tobytes()
+
+def framed(
+    template: BatchTemplate, row_count: int, nodes: list[int], buffers: Sequence[Buffer], compress: Compress
+) -> bytes:
+    """Return a message with its body: the buffers, compressed where they are not small."""
+    body: list[Buffer] = []
+    places: list[int] = []
+    position = 0
+    for buffer in buffers:
+        size = len(buffer)
+        if size:
+            if size < SMALLEST_COMPRESSED:
+                buffer, size = b"\xff\xff\xff\xff\xff\xff\xff\xff" + buffer, size + 8
+            else:
+                packed = compress(buffer)
+                buffer, size = struct.pack("<q", size) + packed, len(packed) + 8
+        places += (position, size)
+        padding = -size % 8
+        body.append(buffer)
+        if padding:
+            body.append(bytes(padding))
+        position += size + padding
+    message = np.frombuffer(bytearray(template.open), dtype="<i8")
+    message[np.frombuffer(template.places, dtype="=i4")] = (position, row_count, *nodes, *places)
+    return message.tobytes() + b"".join(body)
+
+
+Frame = Callable[[BatchTemplate, int, list[int], Sequence[Buffer], Compress], bytes]
 
 
 # ---------------------------------------------------------------- the stream
@@ -271,18 +303,20 @@ class ArrowStream:
     """Encoder of one table's stream: hands out bytes, keeps no file.
 
     `header()` comes first; then `batch()` per set of rows.  After a write that failed,
-    `forget()` makes the next batch repeat the dictionaries that may be missing.
+    `forget()` makes the next batch repeat the dictionaries that may be missing.  `frame` is
+    `framed`, or what does the same in C.
     """
 
-    def __init__(self, columns: Sequence[Column], metadata: dict[str, str], intern: Intern):
+    def __init__(self, columns: Sequence[Column], metadata: dict[str, str], intern: Intern, frame: Frame = framed):
         self.columns = columns
         self._metadata = metadata
         self._intern = intern
+        self._frame = frame
         self._compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
         self._categories: dict[str, dict[Any, int]] = {c.name: {} for c in columns if c.kind == "category"}
         buffer_count = sum(3 if column.kind == "text" else 2 for column in columns)
-        self._template = _BatchTemplate(len(columns), buffer_count)
-        self._dictionary_templates: dict[int, _BatchTemplate] = {}
+        self._template = BatchTemplate(len(columns), buffer_count)
+        self._dictionary_templates: dict[int, BatchTemplate] = {}
         self.degraded_count = 0
 
     def header(self) -> bytes:
@@ -322,7 +356,7 @@ class ArrowStream:
                 column_buffers = [validity, data]
             nodes += (row_count, nulls)
             buffers += column_buffers
-        messages.append(self._framed(self._template, row_count, nodes, buffers))
+        messages.append(self._frame(self._template, row_count, nodes, buffers, self._compress))
         return b"".join(messages)
 
     def ready_batch(self, nodes: list[int], buffers: Sequence[Buffer], dictionaries: Iterable[Dictionary]) -> bytes:
@@ -335,14 +369,17 @@ class ArrowStream:
             self._dictionary(number, count, [count, 0], [b"", offsets, data])
             for number, count, offsets, data in dictionaries
         ]
-        messages.append(self._framed(self._template, nodes[0], nodes, buffers))
+        messages.append(self._frame(self._template, nodes[0], nodes, buffers, self._compress))
         return b"".join(messages)
 
     def _dictionary(self, number: int, count: int, nodes: list[int], buffers: list[Buffer]) -> bytes:
         template = self._dictionary_templates.get(number)
         if template is None:
-            template = self._dictionary_templates[number] = _BatchTemplate(1, 3, number)
-        return self._framed(template, count, nodes, buffers)
+            template = self._dictionary_templates[number] = BatchTemplate(1, 3, number)
+        return self._frame(template, count, nodes, buffers, self._compress)
+
+    def _compress(self, buffer: Buffer) -> bytes:
+        return bytes(self._compressor.compress(buffer, self._compressor.FLUSH_FRAME))
 
     def _codes(self, number: int, name: str, values: Sequence[Any], messages: list[bytes]) -> npt.NDArray[Any]:
         """Return the code of each value, adding the dictionary to `messages` when it grew."""
@@ -371,23 +408,3 @@ class ArrowStream:
         self.degraded_count += degraded
         messages.append(self._dictionary(number, len(categories), [len(categories), nulls], [validity, offsets, data]))
         return numbered(codes, values)
-
-    def _framed(self, template: _BatchTemplate, row_count: int, nodes: list[int], buffers: Sequence[Buffer]) -> bytes:
-        body: list[Buffer] = []
-        places: list[int] = []
-        position = 0
-        for buffer in buffers:
-            size = len(buffer)
-            if size:
-                if size < _SMALLEST_COMPRESSED:
-                    buffer, size = b"\xff\xff\xff\xff\xff\xff\xff\xff" + buffer, size + 8
-                else:
-                    packed = self._compressor.compress(buffer, self._compressor.FLUSH_FRAME)
-                    buffer, size = struct.pack("<q", size) + packed, len(packed) + 8
-            places += (position, size)
-            padding = -size % 8
-            body.append(buffer)
-            if padding:
-                body.append(bytes(padding))
-            position += size + padding
-        return template.message(row_count, nodes, places, position) + b"".join(body)

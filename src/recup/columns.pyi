@@ -1,6 +1,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from recup.arrow_stream import Frame
+
+framed: Frame
+
 class KeyNumbers:
     new_count: int
     def __init__(self, show: Callable[[Any], str]) -> None: ...

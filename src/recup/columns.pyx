@@ -5,8 +5,8 @@ The writer thread shares the GIL and the processor's caches with the event loop 
 so what it costs counts: here it is half of what it is in Python.  `recup.rows` does without
 this module where it could not be built; the result is the same.
 
-Covers the buffers of a batch, and the numbers of keys and categories.  It does not cover
-files, nor the framing of messages (`recup.arrow_stream`).
+Covers the buffers of a batch, the numbers of keys and categories, and putting buffers into a
+message.  It does not cover files, nor how a message is made (`recup.arrow_stream`).
 
 Nothing here trusts a value: what is not of the exact built-in type its column wants is
 converted as well as can be, and counted where something was lost.
@@ -24,7 +24,7 @@ from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from recup.arrow_stream import DICTIONARY_LIMIT, as_text
+from recup.arrow_stream import DICTIONARY_LIMIT, SMALLEST_COMPRESSED, as_text
 
 cdef extern from "Python.h":
     int64_t PyLong_AsLongLongAndOverflow(object, int*) except? -1
@@ -625,3 +625,39 @@ cdef class Encoder:
                 slot.value = value
             out[row] = slot.number
         return [data]
+
+
+def framed(template, row_count, list nodes, buffers, compress):
+    """Return what `recup.arrow_stream.framed` returns."""
+    cdef bytes opened = template.open, places_of = template.places, each, result
+    cdef const int32_t* places = <int32_t*>PyBytes_AS_STRING(places_of)
+    cdef Py_ssize_t smallest = SMALLEST_COMPRESSED, head = len(opened), total = 0, position = 0, size
+    cdef int64_t* message
+    cdef char* body
+    cdef list packed = [], sizes = []
+    for buffer in buffers:
+        size = len(buffer)
+        each = compress(buffer) if size >= smallest else bytes(buffer)
+        sizes.append(size if size >= smallest else -1)
+        packed.append(each)
+        total += (len(each) + 15) & ~7 if size else 0
+    result = PyBytes_FromStringAndSize(NULL, head + total)
+    message = <int64_t*>PyBytes_AS_STRING(result)
+    body = PyBytes_AS_STRING(result) + head
+    memcpy(message, PyBytes_AS_STRING(opened), head)
+    message[places[0]], message[places[1]] = total, row_count
+    places += 2
+    for number in nodes:
+        message[places[0]] = number
+        places += 1
+    for each, whole in zip(packed, sizes):
+        size = len(each)
+        message[places[0]], message[places[1]] = position, size + 8 if size else 0
+        places += 2
+        if size:
+            (<int64_t*>(body + position))[0] = whole
+            memcpy(body + position + 8, PyBytes_AS_STRING(each), size)
+            position += 8 + size
+            memset(body + position, 0, -position & 7)
+            position += -position & 7
+    return result

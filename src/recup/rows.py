@@ -193,7 +193,7 @@ class CompiledForm:
 
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
-        stream = ArrowStream(columns, metadata, _no_values)
+        stream = ArrowStream(columns, metadata, _no_values, compiled.framed)
         self._encoders[stream] = compiled.Encoder(letters(columns), [column.null_value for column in columns])
         return stream
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recup.arrow_stream import END_OF_STREAM, ArrowStream
+from recup.arrow_stream import END_OF_STREAM, ArrowStream, BatchTemplate, framed
 from recup.schema import TABLES, Column
 
 KINDS = ("int64", "float64", "text", "bool", "category")
@@ -86,6 +87,18 @@ def test_a_stream_cut_anywhere_gives_back_every_complete_batch(table, data):
         pass
 
     assert sum(batch.num_rows for batch in found) == sum(len(batch[0]) for batch in batches[:complete])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 3000).map(lambda size: bytes(range(256)) * (size // 256) + bytes(size % 256)), max_size=6)
+)
+def test_a_message_framed_in_c_is_that_framed_in_python(buffers):
+    columns = pytest.importorskip("recup.columns", reason="recup was built without a C compiler")
+    template, nodes = BatchTemplate(1, len(buffers)), [7, 2]
+    assert columns.framed(template, 7, nodes, buffers, zlib.compress) == framed(
+        template, 7, nodes, buffers, zlib.compress
+    )
 
 
 def test_every_table_of_the_schema_makes_a_readable_stream():
