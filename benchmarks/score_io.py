@@ -350,6 +350,10 @@ def score_directory(source, target, recorded=None):
         if has_threads:
             promise(f"decidable right {share:.2%}", f">= {PROMISED_SHARE:.1%}", share >= PROMISED_SHARE)
         return {**counts, "by_class": {f"{name} {verdict}": n for (name, verdict), n in by_class.items()}}
+    if not (source / "scheduler_transition.csv").is_file():
+        raise SystemExit(
+            f"{source} has neither truth/ nor scheduler_transition.csv: there is nothing to hold claims against"
+        )
     path = polaris_run(source, target)
     add_logs(path, darshan_logs(source))
     counts = inside(path)

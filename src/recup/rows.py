@@ -28,7 +28,8 @@ from recup.schema import Column, Table
 
 try:
     from recup import columns as compiled
-except ImportError:  # built without a C compiler
+    from recup.columns import framed
+except ImportError:  # built without a C compiler, or left over from an older recup
     compiled = None  # type: ignore[assignment]
 
 _CHUNK_ROWS = 8192
@@ -193,7 +194,7 @@ class CompiledForm:
 
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
-        stream = ArrowStream(columns, metadata, _no_values, compiled.framed)
+        stream = ArrowStream(columns, metadata, _no_values, framed)
         self._encoders[stream] = compiled.Encoder(letters(columns), [column.null_value for column in columns])
         return stream
 

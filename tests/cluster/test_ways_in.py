@@ -171,6 +171,21 @@ def test_recording_survives_workers_that_cannot_import_recup(tmp_path):
     assert len(rows(run, "scheduler", "workers")) == 2
 
 
+@pytest.mark.parametrize("name", ["recup.capture.scheduler", "recup.capture.client"])
+def test_a_broken_installation_of_recup_does_not_end_the_block_that_is_recorded(tmp_path, name):
+    program = f"""
+        import recup
+        with local(processes=False) as cluster, Client(cluster) as client:
+            sys.modules["{name}"] = None  # importing it raises ImportError
+            with recup.record(client, root="runs") as run:
+                print(client.submit(inc, 1).result())
+            print(run.path.is_dir())
+    """
+    script = write_program(tmp_path / "program.py", program)
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout.split()) == (0, ["2", "True"]), done.stderr
+
+
 def test_a_run_names_its_command_and_how_it_ended(tmp_path):
     run, code = record(tmp_path, "sys.exit(3)")
     assert code == 3

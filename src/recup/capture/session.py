@@ -193,9 +193,9 @@ async def scheduler_run(client: Any) -> str | None:
 
 async def plug_in(client: Any, run_directory: Path, complain: Callable[[str], None]) -> bool:
     """Register recup with a running cluster; True when this call did it."""
-    from recup.capture.scheduler import RecupScheduler
-
     try:
+        from recup.capture.scheduler import RecupScheduler
+
         await client.register_plugin(RecupScheduler(str(run_directory)), name="recup")
         return True
     except Exception as reason:  # noqa: BLE001 - e.g. recup is not installed where the scheduler runs
@@ -222,10 +222,10 @@ async def unplug(client: Any) -> None:
 
 def capture_client(client: Any, run_directory: Path) -> Any:
     """Begin recording a client's submissions; returns its ClientCapture, or None."""
-    from recup.capture import function_profile, host, logs
-    from recup.capture.client import ClientCapture
-
     try:
+        from recup.capture import function_profile, host, logs
+        from recup.capture.client import ClientCapture
+
         present = getattr(client, "_recup_capture", None)
         if present is not None:
             return None

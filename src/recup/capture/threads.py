@@ -35,7 +35,8 @@ from recup.spool import Spool
 
 try:
     from recup.capture import thread_readings
-except ImportError:  # built without a C compiler
+    from recup.capture.thread_readings import counted_call
+except ImportError:  # built without a C compiler, or left over from an older recup
     thread_readings = None  # type: ignore[assignment]
 try:
     from dask._task_spec import GraphNode
@@ -354,7 +355,7 @@ _awaited = _unseen(_await)
 if GraphNode is not None:
     CountedNode.__call__ = _unseen(_call)
     if thread_readings is not None:
-        CountedNode.__call__ = thread_readings.counted_call(CountedNode, CountedNode.__call__, around)
+        CountedNode.__call__ = counted_call(CountedNode, CountedNode.__call__, around)
 
 
 # ---------------------------------------------------------------- around an actor's methods
