@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recup.analyse.budget_sweep import BUSY, Floats, Integers, Mask, Record, Spans, most_at_once
+from recup.analyse.rows import by_code
 
 if TYPE_CHECKING:
     from recup.store import Run
@@ -310,7 +311,8 @@ def _in_order(attempts: pa.Table) -> pa.Table:
         if pa.types.is_string(attempts.schema.field(at).type):
             attempts = attempts.set_column(at, name, pc.dictionary_encode(attempts[name].combine_chunks()))
     identity = _content(attempts["identity"].combine_chunks().indices, np.int32)
-    return attempts.take(pa.array(np.lexsort((numbers(attempts["assigned_s"]), identity))))
+    order = np.argsort(numbers(attempts["assigned_s"]))
+    return attempts.take(pa.array(order[by_code(identity[order])]))
 
 
 def _of_attempts(

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from recup.analyse.rows import by_code
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -468,7 +470,7 @@ def _by_place(place: Integers, begin: Integers, end: Integers, chosen: Integers)
     """Return the spans chosen, in the order of their places."""
     places = place[chosen]
     if np.any(np.diff(places) < 0):
-        chosen = chosen[np.argsort(places.astype(np.int32), kind="stable")]
+        chosen = chosen[by_code(places)]
     return place[chosen], begin[chosen], end[chosen], chosen
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from recup.analyse.budget_record import numbers
 from recup.analyse.memory_rows import HELD_SQL, SPILLED_PREFIXES_SQL
+from recup.analyse.rows import by_code
 
 if TYPE_CHECKING:
     from recup.store import Run
@@ -56,7 +57,7 @@ def held_by_prefix(run: Run) -> pa.Table:
     change = np.concatenate([-nbytes[has_gone], nbytes])[order]
     peak_s, peak_bytes = _peak(at, change)
     of_step = np.concatenate([code[has_gone], code])[order]
-    by_prefix = np.argsort(of_step.astype(np.int32), kind="stable")
+    by_prefix = by_code(of_step)
     bounds = np.searchsorted(of_step[by_prefix], np.arange(len(names) + 1)).tolist()
     is_there = (stored <= peak_s) & ~(gone <= peak_s)
     held_s = np.where(has_gone, gone, end_s) - stored

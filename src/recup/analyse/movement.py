@@ -9,8 +9,11 @@ wall time (`critical_path`).
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
@@ -20,8 +23,7 @@ from recup.analyse.stealing import COUNTS_SQL, stealing_conclusions, steals_by_p
 from recup.terminal import bytes_text, plural, seconds_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
+    from recup.analyse.budget_sweep import Floats, Integers
     from recup.store import Run
 
 LARGE_BYTES = 1 << 20
@@ -39,35 +41,47 @@ LINK_COUNT = 4
 LARGEST = 100
 """Rows of results shown."""
 
-MATRIX_SQL = f"""
+_MOVES = """
 with moves as (
-    select
-        t.*,
-        coalesce(source_host.host_id, source_life.host) as source_host,
-        coalesce(destination_host.host_id, destination_life.host) as destination_host,
-        greatest(t.stop_s - greatest(t.start_s, coalesce(max(t.stop_s) over so_far, t.start_s)), 0.0) as alone_s
-    from transfers_distinct t
-    left join servers source_host on source_host.server_id = t.source_worker_id
-    left join servers destination_host on destination_host.server_id = t.destination_worker_id
-    left join (select worker_id, any_value(host) as host from worker_lives group by worker_id) source_life
-        on source_life.worker_id = t.source_worker_id
-    left join (select worker_id, any_value(host) as host from worker_lives group by worker_id) destination_life
-        on destination_life.worker_id = t.destination_worker_id
-    window so_far as (
-        partition by t.source_worker, t.source_worker_id, t.destination_worker_id order by t.start_s, t.stop_s
-        rows between unbounded preceding and 1 preceding
+    select *,
+        case when destination_worker_id is null then 'no worker: a client or the scheduler' else destination_worker end
+            as destination
+    from transfers_distinct
+), pairs as (
+    select *, row_number() over (order by source_worker, source_worker_id, destination, destination_worker_id) - 1 as pair
+    from (select distinct source_worker, source_worker_id, destination, destination_worker_id from moves)
+), told as (
+    select pair, moves.*
+    from moves
+    join pairs on pairs.source_worker is not distinct from moves.source_worker
+        and pairs.source_worker_id is not distinct from moves.source_worker_id
+        and pairs.destination is not distinct from moves.destination
+        and pairs.destination_worker_id is not distinct from moves.destination_worker_id
+)
+"""
+"""Movements with the number of the pair of workers they are between."""
+
+TIMES_SQL = f"{_MOVES} select pair, start_s, stop_s from told where start_s is not null and stop_s is not null"
+
+MATRIX_SQL = f"""
+{_MOVES}, hosts as (
+    -- A server's own word goes before what its scheduler said.
+    select worker_id, coalesce(any_value(told_host), any_value(host)) as host
+    from (
+        select server_id as worker_id, host_id as told_host, null as host from servers
+        union all
+        select worker_id, null, host from worker_lives
     )
+    group by worker_id
 )
 select
-    source_worker,
-    case when destination_worker_id is null then 'no worker: a client or the scheduler' else destination_worker end
-        as destination_worker,
-    case when destination_worker_id is not null then any_value(source_host) = any_value(destination_host) end
-        as is_same_host,
+    pair,
+    any_value(source_worker) as source_worker,
+    any_value(destination) as destination_worker,
+    any_value(source.host) = any_value(target.host) as is_same_host,
     count(*) as transfer_count,
     sum(key_count)::bigint as result_count,
     sum(nbytes)::bigint as moved_bytes,
-    sum(alone_s) as busy_s,
     sum(duration_s) as summed_s,
     count(bandwidth_bytes_per_s) filter (nbytes >= {LARGE_BYTES}) as measured_transfer_count,
     quantile_cont(bandwidth_bytes_per_s, 0.1) filter (nbytes >= {LARGE_BYTES}) as q10_bytes_per_s,
@@ -75,9 +89,10 @@ select
     quantile_cont(bandwidth_bytes_per_s, 0.9) filter (nbytes >= {LARGE_BYTES}) as q90_bytes_per_s,
     sum(nbytes) filter (nbytes >= {LARGE_BYTES} and bandwidth_bytes_per_s is not null)::bigint as measured_bytes,
     sum(duration_s) filter (nbytes >= {LARGE_BYTES} and bandwidth_bytes_per_s is not null) as measured_s
-from moves
-group by source_worker, source_worker_id, destination_worker_id,
-    case when destination_worker_id is null then 'no worker: a client or the scheduler' else destination_worker end
+from told
+left join hosts source on source.worker_id = source_worker_id
+left join hosts target on target.worker_id = destination_worker_id
+group by pair
 order by moved_bytes desc, source_worker, destination_worker
 """
 
@@ -143,7 +158,24 @@ def transfer_matrix(run: Run) -> pa.Table:
     Columns: source_worker, destination_worker, is_same_host, transfer_count, result_count, moved_bytes, busy_s,
     summed_s, measured_transfer_count, q10_bytes_per_s, median_bytes_per_s, q90_bytes_per_s, measured_bytes, measured_s
     """
-    return run.sql(MATRIX_SQL).to_arrow_table()
+    rows, times = run.sql(MATRIX_SQL).to_arrow_table(), run.sql(TIMES_SQL).to_arrow_table()
+    pair, start, stop = (times[name].to_numpy() for name in ("pair", "start_s", "stop_s"))
+    busy_s = _busy(pair, start, stop, rows.num_rows)
+    at = rows.column_names.index("summed_s")
+    return rows.add_column(at, "busy_s", pa.array(busy_s[rows["pair"].to_numpy()])).drop_columns(["pair"])
+
+
+def _busy(pair: Integers, start: Floats, stop: Floats, count: int) -> Floats:
+    """Return the seconds in which something moved between each pair of workers."""
+    order = np.lexsort((start, pair))
+    start, stop = start[order], stop[order]
+    bounds = np.searchsorted(pair[order], np.arange(count + 1))
+    busy_s = np.zeros(count)
+    for each, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
+        begin, end = start[first:last], np.maximum.accumulate(stop[first:last])
+        begin[1:] = np.maximum(begin[1:], end[:-1])
+        busy_s[each] = np.maximum(end - begin, 0.0).sum()
+    return busy_s
 
 
 def results_moved(run: Run) -> pa.Table:

@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
+from recup.analyse.budget_record import numbers
 from recup.analyse.rows import Document, ranks, rows_of
 from recup.terminal import bytes_text, plural, seconds_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from recup.analyse.budget_sweep import Integers
     from recup.store import Run
 
 PEAK_RATIO = 2.0
@@ -49,80 +51,25 @@ group by scheduler_id
 order by nbytes desc nulls last, scheduler_id
 """
 
-RESULTS_SQL = """
-with tasks as (
-    select
-        key_id,
-        arg_min(priority_user, submission) as priority_user,
-        arg_min(priority_generation, submission) as priority_generation,
-        arg_min(priority_order, submission) as priority_order,
-        arg_min(dependency_count, submission) as dependency_count,
-        bool_or(restrictions is not null) as is_restricted
-    from raw.tasks
-    where server_id = $scheduler
-    group by key_id
-), attempts as (
-    select key_id, prefix, stored_s, gone_s, nbytes, submitted_s, started_s, stopped_s, coalesce(clock_error_s, 0.0) as clock_error_s
-    from attempt_facts
-    where scheduler_id = $scheduler
-), ran as (
-    select
-        a.key_id,
-        min(a.started_s) as started_s,
-        max(a.stopped_s + a.clock_error_s) as stopped_s,
-        min(a.submitted_s) as submitted_s,
-        any_value(t.priority_user) as priority_user,
-        any_value(t.priority_generation) as priority_generation,
-        any_value(t.priority_order) as priority_order
-    from attempts a
-    left join tasks t using (key_id)
-    group by a.key_id
-), placed as (
-    select key_id, started_s, stopped_s, submitted_s,
-        row_number() over (
-            order by priority_user nulls last, priority_generation nulls last, priority_order nulls last, key_id
-        ) - 1 as place
-    from ran
-), uses as (
-    select
-        d.dependency_id as key_id,
-        -- What several graphs list counts several times, which is as good.
-        count(*) as use_count,
-        min(p.started_s) as first_use_s,
-        max(p.stopped_s) as last_use_s,
-        max(p.place) as last_place,
-        count(p.stopped_s) as through_count
-    from raw.dependencies d
-    left join placed p on p.key_id = d.key_id
-    where d.server_id = $scheduler
-    group by d.dependency_id
-), queued as (
-    select distinct key_id, true as is_queued
-    from raw.scheduler_transitions
-    where server_id = $scheduler and finish = 'queued'
-)
+TASKS_SQL = """
+select key_id, priority_user, priority_generation, priority_order, dependency_count, restrictions is not null as is_restricted
+from raw.tasks
+where server_id = $scheduler
+order by submission desc
+"""
+"""One row per task and graph that lists it: what the first tells comes last."""
+
+ATTEMPTS_SQL = """
 select
-    a.key_id,
-    a.prefix,
-    a.nbytes,
-    a.stored_s,
-    a.gone_s as released_s,
-    u.first_use_s,
-    -- A use that is not through has no end.
-    case when u.through_count = u.use_count then u.last_use_s end as last_use_s,
-    coalesce(u.use_count, 0) as use_count,
-    coalesce(t.dependency_count = 0, false) as is_root,
-    coalesce(t.is_restricted, false) as is_restricted,
-    coalesce(queued.is_queued, false) as is_queued,
-    p.place,
-    u.last_place,
-    p.submitted_s
-from attempts a
-left join tasks t on t.key_id = a.key_id
-left join placed p on p.key_id = a.key_id
-left join uses u on u.key_id = a.key_id
-left join queued on queued.key_id = a.key_id
-where a.stored_s is not null and a.nbytes is not null
+    key_id, prefix, stored_s, gone_s as released_s, nbytes, submitted_s, started_s, stopped_s + coalesce(clock_error_s, 0.0) as stopped_s
+from attempt_facts
+where scheduler_id = $scheduler
+"""
+
+USES_SQL = "select key_id, dependency_id from raw.dependencies where server_id = $scheduler"
+
+QUEUED_SQL = """
+select distinct key_id from raw.scheduler_transitions where server_id = $scheduler and finish = 'queued'
 """
 
 FACTS_SQL = """
@@ -201,7 +148,12 @@ _PREFIXES = pa.schema(
 )
 
 Held = dict[str, "npt.NDArray[Any]"]
-"""Results as arrays by the columns of `RESULTS_SQL`; what never came is infinity."""
+"""Results as arrays of one entry each, moments in seconds; what never came is infinity.
+
+nbytes, stored_s, released_s, submitted_s and prefix (a number into names) are the result's own; place and last_place
+are those of its task and of the last task that uses it in Dask's order; use_count counts uses, first_use_s is when the
+first began, last_use_s when the last was through.
+"""
 
 
 def order(run: Run) -> Answer:
@@ -267,32 +219,95 @@ def _rows(run: Run, query: str, scheduler: str, **values: Any) -> list[Document]
     return rows_of(run, query, given)
 
 
+def _table(run: Run, query: str, scheduler: str) -> pa.Table:
+    return run.sql(query.replace("$scheduler", "$1"), [scheduler]).to_arrow_table()
+
+
 def _held(run: Run, scheduler: str) -> Held:
-    rows = run.sql(RESULTS_SQL.replace("$scheduler", "$1"), [scheduler]).to_arrow_table()
-    held: Held = {
-        name: rows[name].cast(pa.float64()).fill_null(np.inf).to_numpy()
-        for name in ("stored_s", "released_s", "first_use_s", "last_use_s", "last_place", "submitted_s")
+    tasks, attempts, uses, queued = (
+        _table(run, query, scheduler) for query in (TASKS_SQL, ATTEMPTS_SQL, USES_SQL, QUEUED_SQL)
+    )
+    keys, asked, user, used = (
+        rows[name].to_numpy()
+        for rows, name in ((attempts, "key_id"), (tasks, "key_id"), (uses, "key_id"), (uses, "dependency_id"))
+    )
+    # Keys are numbered from 0: what is told of a task stands at its number.
+    count = 1 + max((int(each.max(initial=-1)) for each in (keys, asked, user, used)), default=-1)
+    started, stopped, submitted = (numbers(attempts[f"{name}_s"]) for name in ("started", "stopped", "submitted"))
+    began, ended, wanted = np.full(count, np.inf), np.full(count, -np.inf), np.full(count, np.inf)
+    for least, moments in ((began, started), (wanted, submitted)):
+        np.fmin.at(least, keys, moments)
+    np.fmax.at(ended, keys, stopped)
+    place = _places(tasks, asked, keys, count)
+    use_count = np.bincount(used, minlength=count)
+    through = np.bincount(used[np.isfinite(ended[user])], minlength=count)
+    first_use, last_use, last_place = np.full(count, np.inf), np.full(count, -np.inf), np.full(count, -1.0)
+    np.minimum.at(first_use, used, began[user])
+    np.maximum.at(last_use, used, ended[user])
+    np.maximum.at(last_place, used, place[user])
+    # What several graphs list counts several times, which is as good; a use that is not through has no end.
+    last_use[(use_count == 0) | (through < use_count)] = np.inf
+    last_place[last_place < 0] = np.inf
+    is_root, is_restricted, is_queued = (np.zeros(count, bool) for _ in range(3))
+    dependencies = numbers(tasks["dependency_count"])
+    is_root[asked[dependencies >= 0]] = dependencies[dependencies >= 0] == 0
+    is_restricted[asked[tasks["is_restricted"].to_numpy()]] = True
+    is_queued[queued["key_id"].to_numpy()] = True
+
+    stored, nbytes = numbers(attempts["stored_s"]), numbers(attempts["nbytes"])
+    chosen = np.flatnonzero(np.isfinite(stored) & np.isfinite(nbytes))
+    keys = keys[chosen]
+    encoded = attempts["prefix"].take(pa.array(chosen)).combine_chunks().dictionary_encode(null_encoding="encode")
+    return {
+        "stored_s": stored[chosen],
+        "released_s": _or_never(numbers(attempts["released_s"])[chosen]),
+        "first_use_s": first_use[keys],
+        "last_use_s": last_use[keys],
+        "last_place": last_place[keys],
+        "submitted_s": wanted[keys],
+        "nbytes": nbytes[chosen].astype(np.int64),
+        "use_count": use_count[keys],
+        "place": place[keys],
+        "is_root": is_root[keys],
+        "is_restricted": is_restricted[keys],
+        "is_queued": is_queued[keys],
+        "prefix": encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64),
+        "names": np.array(encoded.dictionary.to_pylist(), dtype=object),
     }
-    for name in ("nbytes", "use_count", "place"):
-        held[name] = rows[name].cast(pa.int64()).to_numpy()
-    for name in ("is_root", "is_restricted", "is_queued"):
-        held[name] = rows[name].to_numpy(zero_copy_only=False)
-    encoded = rows["prefix"].dictionary_encode(null_encoding="encode").combine_chunks()
-    held["prefix"] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    held["names"] = np.array(encoded.dictionary.to_pylist(), dtype=object)
-    return held
+
+
+def _places(tasks: pa.Table, asked: Integers, keys: Integers, count: int) -> Integers:
+    """Return the place in Dask's order of each task that was attempted, -1 of the others."""
+    ranks = []
+    for name in ("priority_user", "priority_generation", "priority_order"):
+        told = numbers(tasks[name])
+        values = np.full(count, np.inf)
+        values[asked[~np.isnan(told)]] = told[~np.isnan(told)]
+        ranks.append(values)
+    place = np.full(count, -1)
+    place[keys] = 0
+    attempted = np.flatnonzero(place == 0)
+    user, generation, order = (values[attempted] for values in ranks)
+    place[attempted[np.lexsort((order, generation, user))]] = np.arange(len(attempted))
+    return place
+
+
+def _or_never(moments: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.where(np.isnan(moments), np.inf, moments)
 
 
 def _steps(begin: npt.NDArray[Any], end: npt.NDArray[Any], nbytes: npt.NDArray[Any]) -> tuple[Any, Any]:
-    """Return moments in order and the sum of bytes from each on; what ends comes before what begins."""
+    """Return moments in order, each once, and the sum of bytes from each on."""
     is_kept = end > begin
     begin, end, nbytes = begin[is_kept], end[is_kept], nbytes[is_kept]
-    # Ends stand first, and the sort keeps them there; what never ends is no step.
+    # What never ends is no step.
     is_ended = end < np.inf
     at = np.concatenate([end[is_ended], begin])
     change = np.concatenate([-nbytes[is_ended], nbytes])
-    in_order = np.argsort(at, kind="stable")
-    return at[in_order], np.cumsum(change[in_order])
+    in_order = np.argsort(at)
+    at, total = at[in_order], np.cumsum(change[in_order])
+    is_last = np.diff(at, append=np.inf) > 0
+    return at[is_last], total[is_last]
 
 
 def _peak(held: Held, steps: tuple[Any, Any]) -> tuple[float, int]:

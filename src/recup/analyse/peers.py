@@ -17,6 +17,8 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
+from recup.analyse.rows import by_code
+
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
 
@@ -88,7 +90,8 @@ def centred(log_s: Floats, place: Codes, group: Codes, kind: Codes) -> Floats:
 
 def medians(values: Floats, code: Codes) -> Floats:
     """Return the median of values by their code, nan where a code has none."""
-    order = np.lexsort((values, code))
+    order = np.argsort(values)
+    order = order[by_code(code[order])]
     counts = np.bincount(code)
     ends = np.cumsum(counts)
     starts = ends - counts
@@ -114,13 +117,13 @@ def cells(residual: Floats, seconds: Floats, place: Codes, kind: Codes) -> list[
         Codes of each task.
     """
     found = []
-    by_kind = np.argsort(kind, kind="stable")
+    by_kind = by_code(kind)
     edges = np.flatnonzero(np.diff(kind[by_kind], prepend=-1, append=-1))
     for start, stop in itertools.pairwise(edges):
         rows = by_kind[start:stop]
-        rows = rows[np.argsort(residual[rows], kind="stable")]
+        rows = rows[np.argsort(residual[rows])]
         values, places = residual[rows], place[rows]
-        by_place = np.argsort(places, kind="stable")
+        by_place = by_code(places)
         ends = np.flatnonzero(np.diff(places[by_place], prepend=-1, append=-1))
         for first, last in itertools.pairwise(ends):
             positions = by_place[first:last]

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from recup.store import Run
 
 Document = dict[str, Any]
@@ -51,3 +54,12 @@ def ranks(names: Sequence[str | None]) -> list[int]:
     for place, each in enumerate(in_order):
         found[each] = place
     return found
+
+
+def by_code(code: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Return rows in the order of their codes, which are from 0 on; rows of a code stay in their order."""
+    import numpy as np
+
+    # Short integers are sorted without comparing them, which takes a tenth of the time.
+    short = np.min_scalar_type(int(code.max(initial=0)))
+    return np.argsort(code.astype(short, copy=False), kind="stable")

@@ -163,7 +163,7 @@ def _rate(run: Run, pieces: str, edges: Numbers) -> Numbers | None:
     stop = start + np.maximum(duration, 1e-9)
     slope = amount / (stop - start)
     moments = np.concatenate((start, stop))
-    order = np.argsort(moments, kind="stable")
+    order = np.argsort(moments)
     moments, slopes = moments[order], np.cumsum(np.concatenate((slope, -slope))[order])
     # Steps of billions per second add up to the sum of the amounts only if summed piece by piece.
     begun, ended = np.sort(start), np.sort(stop)

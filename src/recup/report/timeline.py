@@ -74,7 +74,9 @@ with drawn as (
         coalesce(nbytes, -1) as nbytes,
         coalesce(started_s, executing_s) - (select started_s from run_times) as start_s,
         coalesce(stopped_s, ended_s, (select ended_s from run_times)) - (select started_s from run_times) as stop_s,
-        translate(coalesce(key, ''), '{GROUP}{TOKEN}{UUID}{NUMBER}', '????') as key
+        -- To translate is slow, and a key of as many bytes as characters holds none of these.
+        case when strlen(key) = length(key) then key else translate(coalesce(key, ''), '{GROUP}{TOKEN}{UUID}{NUMBER}', '????') end
+            as key
     from task_runs
     where started_s is not null or (executing_s is not null and outcome not in ('stolen', 'rescheduled'))
 ), shaped as (
