@@ -92,6 +92,9 @@ class Started:
     def clean(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
 
 
 @pytest.fixture
