@@ -43,9 +43,13 @@ def made(tmp_path, *, worker=(), log=None, operations=None, name="run", has_beac
     return path
 
 
+def rows_of(run, by, *columns):
+    return [tuple(each[name] for name in columns) for each in io_by(run, by).to_pylist()]
+
+
 def rows(path, by, *columns):
     with open_run(path) as run:
-        return [tuple(each[name] for name in columns) for each in io_by(run, by).to_pylist()]
+        return rows_of(run, by, *columns)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +65,15 @@ def traced(tmp_path_factory):
     )  # fmt: skip
 
 
-def test_by_prefix_each_prefix_and_each_reason_for_no_task_is_a_row(traced):
+@pytest.fixture(scope="module")
+def opened(traced):
+    with open_run(traced) as run:
+        yield run
+
+
+def test_by_prefix_each_prefix_and_each_reason_for_no_task_is_a_row(opened):
     names = ("prefix", "owner", "read_bytes", "written_bytes", "read_count", "write_count", "file_count", "task_count")
-    assert rows(traced, "prefix", *names) == [
+    assert rows_of(opened, "prefix", *names) == [
         ("x", "task", 1500, 2**21, 2, 1, 2, 2),
         ("y", "task", 200, 0, 1, 0, 1, 1),
         (None, SEVERAL, 30, 0, 1, 0, 1, 0),
@@ -72,8 +82,8 @@ def test_by_prefix_each_prefix_and_each_reason_for_no_task_is_a_row(traced):
     ]
 
 
-def test_by_task_time_in_io_counts_overlaps_once(traced):
-    found = rows(traced, "task", "key", "run_id", "io_s", "small_share")
+def test_by_task_time_in_io_counts_overlaps_once(opened):
+    found = rows_of(opened, "task", "key", "run_id", "io_s", "small_share")
     assert found[:3] == [
         ("x1", 0, pytest.approx(0.2, abs=1e-6), 0.5),
         ("x2", 0, pytest.approx(0.1, abs=1e-6), 1.0),
@@ -81,8 +91,8 @@ def test_by_task_time_in_io_counts_overlaps_once(traced):
     ]
 
 
-def test_by_file_a_row_says_how_much_of_it_is_of_tasks(traced):
-    found = rows(traced, "file", "path", "read_bytes", "written_bytes", "task_count", "attributed_share")
+def test_by_file_a_row_says_how_much_of_it_is_of_tasks(opened):
+    found = rows_of(opened, "file", "path", "read_bytes", "written_bytes", "task_count", "attributed_share")
     assert found == [
         ("/data/z", 200, 2**21, 2, 1.0),
         ("/data/x", 1560, 0, 2, pytest.approx(1500 / 1560)),
@@ -90,9 +100,9 @@ def test_by_file_a_row_says_how_much_of_it_is_of_tasks(traced):
     ]
 
 
-def test_by_worker_and_thread_everything_is_of_one(traced):
-    assert rows(traced, "worker", "worker", "read_bytes", "written_bytes") == [(A, 1760, 2**21 + 1)]
-    assert rows(traced, "thread", "thread", "read_bytes") == [(7, 1540), (8, 200), (99, 20), (1, 0)]
+def test_by_worker_and_thread_everything_is_of_one(opened):
+    assert rows_of(opened, "worker", "worker", "read_bytes", "written_bytes") == [(A, 1760, 2**21 + 1)]
+    assert rows_of(opened, "thread", "thread", "read_bytes") == [(7, 1540), (8, 200), (99, 20), (1, 0)]
 
 
 def test_streams_that_dxt_does_not_trace_are_in_the_rows(tmp_path):
