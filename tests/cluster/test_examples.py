@@ -71,7 +71,8 @@ def recorded_steps(environment):
         pytest.param(False, PROCESSES, id="plain-processes", marks=pytest.mark.slow),
         pytest.param(True, PROCESSES, id="recorded-processes"),
         pytest.param(False, THREADS, id="plain-threads"),
-        pytest.param(True, THREADS, id="recorded-threads"),
+        # That it prints the same recorded in threads is shown where its functions are profiled (test_yappi).
+        pytest.param(True, THREADS, id="recorded-threads", marks=pytest.mark.slow),
     ],
 )
 def test_local_mode_prints_the_result(environment, recorded, workers):

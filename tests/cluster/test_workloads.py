@@ -87,32 +87,31 @@ WORKLOADS = {
         f"    with Client(cluster) as client:\n        run_{name}(client)\n"
         for name, body in ON_ONE_CLUSTER.items()
     ),
-    "steal": """
+    "workers_that_come_and_go": """
         from distributed import Event
         def hold(): Event("two workers").wait()
         dask.config.set({"distributed.scheduler.worker-saturation": "inf"})
-        with local(n_workers=1) as cluster, Client(cluster) as client:
-            held = client.submit(hold, priority=1)
-            futures = client.map(slow, range(40), t=0.1)
-            cluster.scale(2)
-            client.wait_for_workers(2)
-            Event("two workers").set()
-            print(sum(client.gather(futures)))
-    """,
-    "restart": """
-        with local() as cluster, Client(cluster) as client:
-            print(client.submit(inc, 1).result())
-            client.restart()
-            print(client.submit(inc, 2).result())
-    """,
-    "scale": """
-        with local() as cluster, Client(cluster) as client:
-            futures = client.map(slow, range(40))
-            cluster.scale(3)
-            client.wait_for_workers(3)
-            futures[20].result()
-            cluster.scale(1)
-            print(sum(client.gather(futures)))
+        with local(n_workers=1) as cluster:
+            with Client(cluster) as client:  # one steals from the other
+                held = client.submit(hold, priority=1)
+                futures = client.map(slow, range(40), t=0.1)
+                cluster.scale(2)
+                client.wait_for_workers(2)
+                Event("two workers").set()
+                print(sum(client.gather(futures)))
+            with Client(cluster) as client:
+                futures = client.map(slow, range(40))
+                cluster.scale(3)
+                client.wait_for_workers(3)
+                futures[20].result()
+                cluster.scale(1)
+                print(sum(client.gather(futures)))
+            with Client(cluster) as client:
+                while len(client.scheduler_info()["workers"]) > 1:
+                    time.sleep(0.01)
+                print(client.submit(inc, 1).result())
+                client.restart()
+                print(client.submit(inc, 2).result())
     """,
     "spill": """
         def big(n): return os.urandom(8_000_000)
@@ -167,9 +166,14 @@ def stolen(run):
 
 
 def restarted(run):
-    assert len(spools(run, "worker")) == 4
+    assert len(spools(run, "worker")) == 4  # up to three, and the last one anew
     actions = [row["action"] for row in rows(run, "scheduler", "events") if row["topic"] == "recup"]
     assert actions == ["recording", "restart", "ended"]
+
+
+def of_changing_workers(run):
+    stolen(run)
+    restarted(run)
 
 
 def spilled(run):
@@ -205,8 +209,7 @@ def on_one_cluster(run):
 
 CHECKS = {
     "one_cluster": on_one_cluster,
-    "steal": stolen,
-    "restart": restarted,
+    "workers_that_come_and_go": of_changing_workers,
     "spill": spilled,
     "several_clusters_in_one_process": of_several_clusters,
 }

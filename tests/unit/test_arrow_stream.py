@@ -52,7 +52,7 @@ def tables(draw):
     return kinds, batches
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(tables())
 def test_batches_read_back_as_they_were_written(table):
     kinds, batches = table

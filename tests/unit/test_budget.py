@@ -9,7 +9,6 @@ from recup.analyse.budget import budget, budget_by_prefix, budget_by_worker, bud
 from recup.analyse.budget_sweep import BUSY, NAMES, OF_TASKS, Record, Spans, sweep
 from recup.rundir import create_run
 from recup.store import open_run
-from tests.unit.odd_runs import odd_runs, write_odd
 from tests.unit.written_runs import write_run
 
 WALL = 12
@@ -245,10 +244,3 @@ def test_of_a_killed_scheduler_what_the_workers_told_is_counted(tmp_path):
     with open_run(write_run(tmp_path, ended=False, skip=("Scheduler-1", "Client-1"))) as run:
         found = check(run)
         assert found["cpu"] == 0.17
-
-
-@settings(max_examples=12, deadline=None)
-@given(odd_runs())
-def test_the_budget_sums_to_threads_times_wall_on_odd_runs(tmp_path_factory, made):
-    with open_run(write_odd(tmp_path_factory.mktemp("odd"), *made)) as run:
-        check(run)

@@ -276,6 +276,7 @@ while time.monotonic() < deadline and not list(run.glob("spool/launcher-*/source
 
 
 def command_line(*arguments, stdin=""):
+    """The command in a process of its own, where how it is started or ends or what its output holds matters."""
     return subprocess.run(
         [sys.executable, "-m", "recup", *arguments],
         input=stdin,
@@ -302,18 +303,18 @@ def test_run_leaves_stdout_to_the_program_and_shows_the_first_page_on_stderr(roo
     assert "What ran" in done.stderr
 
 
-def test_run_runs_a_module_as_python_does(root, tmp_path):
+def test_run_runs_a_module_as_python_does(root, tmp_path, capfd):
     (tmp_path / "job.py").write_text(_PROGRAM)
-    done = command_line("run", "--quiet", "--root", os.fspath(tmp_path / "other"), "-m", "job", "--quiet", "-m")
-    assert (done.returncode, done.stdout) == (0, "out --quiet -m\n")
+    done = recup("run", "--quiet", "--root", os.fspath(tmp_path / "other"), "-m", "job", "--quiet", "-m")
+    assert (done.exit_code, capfd.readouterr().out) == (0, "out --quiet -m\n")
     assert len(list_runs(tmp_path / "other")) == 1
 
 
 def test_run_ends_as_the_program_ended(root, tmp_path):
     (tmp_path / "exits.py").write_text("raise SystemExit(7)")
     (tmp_path / "dies.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    assert command_line("run", "exits.py").returncode == 7
-    assert command_line("run", "dies.py").returncode == -9
+    assert recup("run", "--quiet", "exits.py").exit_code == 7
+    assert command_line("run", "--quiet", "dies.py").returncode == -9
     assert [row["state"] for row in list_runs(root)] == ["exit 7", "signal 9"]
 
 
@@ -330,20 +331,21 @@ def test_a_failure_to_seal_is_told_and_changes_nothing_of_the_end(root, tmp_path
 
 def test_no_seal_leaves_the_rows_as_they_were_written(root, tmp_path):
     (tmp_path / "job.py").write_text("")
-    assert command_line("run", "--no-seal", "job.py").returncode == 0
+    assert recup("run", "--no-seal", "job.py").exit_code == 0
     (row,) = list_runs(root)
     assert row["is_sealed"] is False
 
 
 def test_no_source_records_no_source_text(root, tmp_path):
     (tmp_path / "job.py").write_text(_WAITS_FOR_ITS_SOURCE)
-    assert command_line("run", "--no-source", "--quiet", "job.py").returncode == 0
+    assert recup("run", "--no-source", "--quiet", "job.py").exit_code == 0
     assert document("sql", "last", "select kind, text from sources") == [{"kind": "script", "text": None}]
 
 
 def test_the_first_page_as_json_goes_to_stderr(root, tmp_path):
     (tmp_path / "job.py").write_text("")
-    done = command_line("run", "--json", "job.py")
+    done = recup("run", "--json", "job.py")
+    assert (done.exit_code, done.stdout) == (0, "")
     assert json.loads(done.stderr)["run"]["state"] == "ended 0"
 
 

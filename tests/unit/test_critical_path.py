@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recup import schema
@@ -17,7 +17,7 @@ from recup.analyse.critical_path import (
 from recup.analyse.critical_path_ideal import longest_path, replayed
 from recup.rundir import create_run, update_manifest
 from recup.store import open_run
-from tests.unit.odd_runs import odd_runs, write_odd
+from tests.unit.odd_runs import write_odd
 from tests.unit.written_runs import NASTY, START_NS, A, at, row, write, write_run
 
 
@@ -156,13 +156,6 @@ def test_of_a_killed_scheduler_there_is_the_attempt_that_its_worker_told_last(tm
     with open_run(write_run(tmp_path, ended=False, skip=("Scheduler-1", "Client-1"))) as run:
         check(run)
         assert [(key, run_id) for key, run_id, _ in links(run)][-1] == (NASTY, 2)
-
-
-@settings(max_examples=8, deadline=None)
-@given(odd_runs())
-def test_waits_and_computing_sum_to_the_time_until_the_last_result_on_odd_runs(tmp_path_factory, made):
-    with open_run(write_odd(tmp_path_factory.mktemp("odd"), *made)) as run:
-        check(run)
 
 
 def test_where_a_task_is_told_to_need_itself_no_replay_is_known(tmp_path):

@@ -43,14 +43,19 @@ def made(tmp_path, *, worker=(), log=None, operations=None, name="run", has_beac
     return path
 
 
+def rows_of(run, by, *columns):
+    return [tuple(each[name] for name in columns) for each in io_by(run, by).to_pylist()]
+
+
 def rows(path, by, *columns):
     with open_run(path) as run:
-        return [tuple(each[name] for name in columns) for each in io_by(run, by).to_pylist()]
+        return rows_of(run, by, *columns)
 
 
-def traced(tmp_path):
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
     return made(
-        tmp_path,
+        tmp_path_factory.mktemp("traced"),
         worker=[ran("x1", 1, 2), ran("x2", 3, 4), ran("y1", 1, 2, thread=8)],
         log=[
             segment(1.5, 1.6, nbytes=1000), segment(1.55, 1.7, nbytes=2**21, direction="write", path="/data/z"),
@@ -60,9 +65,15 @@ def traced(tmp_path):
     )  # fmt: skip
 
 
-def test_by_prefix_each_prefix_and_each_reason_for_no_task_is_a_row(tmp_path):
+@pytest.fixture(scope="module")
+def opened(traced):
+    with open_run(traced) as run:
+        yield run
+
+
+def test_by_prefix_each_prefix_and_each_reason_for_no_task_is_a_row(opened):
     names = ("prefix", "owner", "read_bytes", "written_bytes", "read_count", "write_count", "file_count", "task_count")
-    assert rows(traced(tmp_path), "prefix", *names) == [
+    assert rows_of(opened, "prefix", *names) == [
         ("x", "task", 1500, 2**21, 2, 1, 2, 2),
         ("y", "task", 200, 0, 1, 0, 1, 1),
         (None, SEVERAL, 30, 0, 1, 0, 1, 0),
@@ -71,8 +82,8 @@ def test_by_prefix_each_prefix_and_each_reason_for_no_task_is_a_row(tmp_path):
     ]
 
 
-def test_by_task_time_in_io_counts_overlaps_once(tmp_path):
-    found = rows(traced(tmp_path), "task", "key", "run_id", "io_s", "small_share")
+def test_by_task_time_in_io_counts_overlaps_once(opened):
+    found = rows_of(opened, "task", "key", "run_id", "io_s", "small_share")
     assert found[:3] == [
         ("x1", 0, pytest.approx(0.2, abs=1e-6), 0.5),
         ("x2", 0, pytest.approx(0.1, abs=1e-6), 1.0),
@@ -80,8 +91,8 @@ def test_by_task_time_in_io_counts_overlaps_once(tmp_path):
     ]
 
 
-def test_by_file_a_row_says_how_much_of_it_is_of_tasks(tmp_path):
-    found = rows(traced(tmp_path), "file", "path", "read_bytes", "written_bytes", "task_count", "attributed_share")
+def test_by_file_a_row_says_how_much_of_it_is_of_tasks(opened):
+    found = rows_of(opened, "file", "path", "read_bytes", "written_bytes", "task_count", "attributed_share")
     assert found == [
         ("/data/z", 200, 2**21, 2, 1.0),
         ("/data/x", 1560, 0, 2, pytest.approx(1500 / 1560)),
@@ -89,10 +100,9 @@ def test_by_file_a_row_says_how_much_of_it_is_of_tasks(tmp_path):
     ]
 
 
-def test_by_worker_and_thread_everything_is_of_one(tmp_path):
-    path = traced(tmp_path)
-    assert rows(path, "worker", "worker", "read_bytes", "written_bytes") == [(A, 1760, 2**21 + 1)]
-    assert rows(path, "thread", "thread", "read_bytes") == [(7, 1540), (8, 200), (99, 20), (1, 0)]
+def test_by_worker_and_thread_everything_is_of_one(opened):
+    assert rows_of(opened, "worker", "worker", "read_bytes", "written_bytes") == [(A, 1760, 2**21 + 1)]
+    assert rows_of(opened, "thread", "thread", "read_bytes") == [(7, 1540), (8, 200), (99, 20), (1, 0)]
 
 
 def test_streams_that_dxt_does_not_trace_are_in_the_rows(tmp_path):
@@ -193,8 +203,8 @@ def recup(*arguments):
     return result.stdout
 
 
-def test_the_page_begins_with_how_complete_the_record_is(tmp_path):
-    page = recup(traced(tmp_path), "--by", "task")
+def test_the_page_begins_with_how_complete_the_record_is(traced):
+    page = recup(traced, "--by", "task")
     assert page.splitlines()[0].split() == [
         "complete", "Darshan", "traced", "8", "reads", "and", "writes", "in", "1", "logs,", "all", "there", "were."
     ]  # fmt: skip
@@ -202,8 +212,8 @@ def test_the_page_begins_with_how_complete_the_record_is(tmp_path):
     assert "How sure the tasks are" in page
 
 
-def test_what_is_of_no_task_is_shown_however_few_rows_are_asked_for(tmp_path):
-    page = recup(traced(tmp_path), "--limit", "1")
+def test_what_is_of_no_task_is_shown_however_few_rows_are_asked_for(traced):
+    page = recup(traced, "--limit", "1")
     assert "and 1 row more" in page
     assert f"[{NO_TASK}]" in page
 
@@ -215,8 +225,8 @@ def test_a_run_without_io_says_how_to_record_it(tmp_path):
     assert "Reads and writes" not in page
 
 
-def test_json_holds_the_same_as_the_page(tmp_path):
-    document = json.loads(recup(traced(tmp_path), "--by", "prefix", "--json"))
+def test_json_holds_the_same_as_the_page(traced):
+    document = json.loads(recup(traced, "--by", "prefix", "--json"))
     assert (document["run_id"], document["by"], document["record"]["source"]) == ("run", "prefix", "darshan")
     assert [(each["prefix"], each["read_bytes"]) for each in document["rows"]][:2] == [("x", 1500), ("y", 200)]
 
@@ -228,11 +238,10 @@ def test_a_path_from_a_log_cannot_act_on_the_terminal(tmp_path):
     assert "\x1b" not in page
 
 
-def test_the_story_of_a_task_tells_its_reads_and_writes_by_file(tmp_path):
+def test_the_story_of_a_task_tells_its_reads_and_writes_by_file(traced):
     from recup.analyse.story import story
 
-    path = traced(tmp_path)
-    with open_run(path) as run:
+    with open_run(traced) as run:
         found = [
             (round(row["time_s"], 6), row["what"], row["details"])
             for row in story(run, "x1").to_pylist()

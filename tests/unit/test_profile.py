@@ -33,9 +33,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture(params=["spool", "sealed"])
-def path(request, tmp_path):
-    path = write_run(tmp_path)
+@pytest.fixture(scope="module", params=["spool", "sealed"])
+def path(request, tmp_path_factory):
+    path = write_run(tmp_path_factory.mktemp("profile"))
     write(path, "worker", "Worker-c", ROWS)
     write(path, "worker", "Worker-d", [call(1, "inc", "inc", 1, 0.0, 0.0)])
     if request.param == "sealed":

@@ -90,7 +90,7 @@ def tables(draw):
 
 
 @forms
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(tables())
 def test_rows_read_back_as_they_were_put(form, table):
     kinds, batches = table

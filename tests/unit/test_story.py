@@ -7,9 +7,9 @@ from recup.sealing import seal
 from tests.unit.written_runs import NASTY, A, B, at, write_run
 
 
-@pytest.fixture(params=["spool", "sealed"])
-def run(request, tmp_path):
-    path = write_run(tmp_path)
+@pytest.fixture(scope="module", params=["spool", "sealed"])
+def run(request, tmp_path_factory):
+    path = write_run(tmp_path_factory.mktemp("story"))
     if request.param == "sealed":
         seal(path)
     with open_run(path) as opened:
