@@ -122,6 +122,13 @@ def test_scattered_data_is_said_to_be_left_out(tmp_path):
     assert "1 pieces of data that clients scattered" in answer(tmp_path, ahead(4), scheduler=scattered).basis
 
 
+def test_a_task_of_which_only_waiting_is_known_changes_nothing(tmp_path):
+    waits = [schema.SchedulerTransition(at(1), f"late-{n}", "waiting", "queued", "s", None, -1) for n in range(9)]
+    found = [answer(tmp_path / name, ahead(4), scheduler=rows) for name, rows in (("with", waits), ("without", []))]
+    assert found[0].headline == found[1].headline
+    assert found[0].conclusions == found[1].conclusions
+
+
 @pytest.mark.parametrize("kind", ["empty", "killed", "ended"])
 def test_runs_with_little_or_nothing_in_them_are_answered(tmp_path, kind):
     with open_run(write_little(tmp_path, kind)) as run:

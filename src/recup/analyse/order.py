@@ -54,7 +54,7 @@ order by nbytes desc nulls last, scheduler_id
 TASKS_SQL = """
 select key_id, priority_user, priority_generation, priority_order, dependency_count, restrictions is not null as is_restricted
 from raw.tasks
-where server_id = $scheduler
+where server_id = $scheduler and key_id is not null
 order by submission desc
 """
 """One row per task and graph that lists it: what the first tells comes last."""
@@ -63,13 +63,17 @@ ATTEMPTS_SQL = """
 select
     key_id, prefix, stored_s, gone_s as released_s, nbytes, submitted_s, started_s, stopped_s + coalesce(clock_error_s, 0.0) as stopped_s
 from attempt_facts
-where scheduler_id = $scheduler
+where scheduler_id = $scheduler and key_id is not null
 """
 
-USES_SQL = "select key_id, dependency_id from raw.dependencies where server_id = $scheduler"
+USES_SQL = """
+select key_id, dependency_id
+from raw.dependencies
+where server_id = $scheduler and key_id is not null and dependency_id is not null
+"""
 
 QUEUED_SQL = """
-select distinct key_id from raw.scheduler_transitions where server_id = $scheduler and finish = 'queued'
+select distinct key_id from raw.scheduler_transitions where server_id = $scheduler and finish = 'queued' and key_id is not null
 """
 
 FACTS_SQL = """
@@ -227,12 +231,10 @@ def _held(run: Run, scheduler: str) -> Held:
     tasks, attempts, uses, queued = (
         _table(run, query, scheduler) for query in (TASKS_SQL, ATTEMPTS_SQL, USES_SQL, QUEUED_SQL)
     )
-    keys, asked, user, used = (
-        rows[name].to_numpy()
-        for rows, name in ((attempts, "key_id"), (tasks, "key_id"), (uses, "key_id"), (uses, "dependency_id"))
-    )
+    keys, asked, user, waited = (rows["key_id"].to_numpy() for rows in (attempts, tasks, uses, queued))
+    used = uses["dependency_id"].to_numpy()
     # Keys are numbered from 0: what is told of a task stands at its number.
-    count = 1 + max((int(each.max(initial=-1)) for each in (keys, asked, user, used)), default=-1)
+    count = 1 + max(int(each.max(initial=-1)) for each in (keys, asked, user, used, waited))
     started, stopped, submitted = (numbers(attempts[f"{name}_s"]) for name in ("started", "stopped", "submitted"))
     began, ended, wanted = np.full(count, np.inf), np.full(count, -np.inf), np.full(count, np.inf)
     for least, moments in ((began, started), (wanted, submitted)):
@@ -252,7 +254,7 @@ def _held(run: Run, scheduler: str) -> Held:
     dependencies = numbers(tasks["dependency_count"])
     is_root[asked[dependencies >= 0]] = dependencies[dependencies >= 0] == 0
     is_restricted[asked[tasks["is_restricted"].to_numpy()]] = True
-    is_queued[queued["key_id"].to_numpy()] = True
+    is_queued[waited] = True
 
     stored, nbytes = numbers(attempts["stored_s"]), numbers(attempts["nbytes"])
     chosen = np.flatnonzero(np.isfinite(stored) & np.isfinite(nbytes))
