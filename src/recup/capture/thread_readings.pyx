@@ -11,6 +11,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
+from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
 from recup.columns cimport Slots, keep
 
 cdef extern from "sys/resource.h" nogil:
@@ -39,13 +40,6 @@ cdef extern from "unistd.h" nogil:
     int close(int)
 
 cdef extern from "Python.h":
-    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
-    ctypedef struct PyMethodDef:
-        const char* ml_name
-        PyCFunction ml_meth
-        int ml_flags
-        const char* ml_doc
-    const int METH_VARARGS, METH_KEYWORDS
     object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
     # As pointers: NULL, with the exception set, is passed on and not made Cython's own.
     PyObject* PyObject_Call(PyObject*, PyObject*, PyObject*)

@@ -20,16 +20,10 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from types import MemberDescriptorType
 
+from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
 from recup.columns cimport Slots, keep
 
 cdef extern from "Python.h":
-    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
-    ctypedef struct PyMethodDef:
-        const char* ml_name
-        PyCFunction ml_meth
-        int ml_flags
-        const char* ml_doc
-    const int METH_VARARGS, METH_KEYWORDS
     object PyCFunction_New(PyMethodDef*, object)
     ctypedef struct PyMemberDef:
         int type

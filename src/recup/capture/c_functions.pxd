@@ -1,0 +1,12 @@
+"""What CPython wants to know of a function written for it in C, which Cython has no declarations of."""
+
+from cpython.object cimport PyObject
+
+cdef extern from "Python.h":
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
+    ctypedef struct PyMethodDef:
+        const char* ml_name
+        PyCFunction ml_meth
+        int ml_flags
+        const char* ml_doc
+    const int METH_VARARGS, METH_KEYWORDS
