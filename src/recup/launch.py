@@ -190,7 +190,10 @@ def _describe_launch(run_directory: Path, script: str | None) -> Any:
 
 @contextlib.contextmanager
 def _signals_forwarded() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Pass signals on to the program.  Ctrl-C reaches it from the terminal by itself."""
+    """Pass signals on to the program.  Ctrl-C reaches it from the terminal by itself.
+
+    One that is ignored here, as under nohup, stays so: the program inherits that, but no handler.
+    """
     children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -200,7 +203,8 @@ def _signals_forwarded() -> Iterator[list[subprocess.Popen[bytes]]]:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (*_FORWARDED, signal.SIGINT)}
+    heeded = [number for number in (*_FORWARDED, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heeded}
     try:
         yield children
     finally:

@@ -14,6 +14,7 @@ import pytest
 from tests.cluster.recorded import losses, record, rows, spools, statuses, write_program
 
 BUSY = """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     with local() as cluster, Client(cluster) as client:
         print(len(cluster.workers), flush=True)
         end = time.time() + 60

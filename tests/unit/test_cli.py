@@ -318,6 +318,16 @@ def test_run_ends_as_the_program_ended(root, tmp_path):
     assert [row["state"] for row in list_runs(root)] == ["exit 7", "signal 9"]
 
 
+def test_signals_that_are_ignored_as_under_nohup_are_ignored_by_the_program_too(root, tmp_path):
+    (tmp_path / "job.py").write_text(
+        "import signal\nprint(*(signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)))"
+    )
+    ignoring = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
+    command = [*ignoring, sys.executable, "-m", "recup", "run", "--quiet", "job.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout) == (0, "True True False\n"), done.stderr
+
+
 def test_a_failure_to_seal_is_told_and_changes_nothing_of_the_end(root, tmp_path):
     (tmp_path / "job.py").write_text(
         "import os, pathlib; pathlib.Path(os.environ['DASK_RECUP__RUN_DIRECTORY'], 'tables').write_text('')"
