@@ -15,14 +15,14 @@ with run_start as (
     -- What the worker, its nanny or the scheduler published of an end that was meant.
     select
         server_id as scheduler_id,
-        coalesce(nullif(payload ->> '$.worker', ''), topic) as address,
+        coalesce(nullif(try(payload ->> '$.worker'), ''), topic) as address,
         case
             when topic = 'worker-restart-memory' then 'memory'
             when action in ('closing-worker', 'retired', 'close-worker') then 'closing'
         end as kind,
         time_ns / 1e9 as time_s,
-        try_cast(payload ->> '$.pid' as bigint) as pid,
-        try_cast(payload ->> '$.rss' as bigint) as rss_bytes
+        try_cast(try(payload ->> '$.pid') as bigint) as pid,
+        try_cast(try(payload ->> '$.rss') as bigint) as rss_bytes
     from raw.events
     where topic = 'worker-restart-memory' or action in ('closing-worker', 'retired', 'close-worker')
     union all

@@ -125,10 +125,10 @@ WORKERS_SQL = f"""
     where s.metric = 'process_memory_bytes' and s.subject is null and s.role = 'worker'
     union all
     -- What a nanny measured when it killed its worker.
-    select l.life, e.time_ns / 1e9 - run_start.zero_s, try_cast(e.payload ->> '$.rss' as bigint), null
+    select l.life, e.time_ns / 1e9 - run_start.zero_s, try_cast(try(e.payload ->> '$.rss') as bigint), null
     from raw.events e
-    join placed_lives l on l.scheduler_id = e.server_id and l.address = e.payload ->> '$.worker'
-        and coalesce(l.pid = try_cast(e.payload ->> '$.pid' as bigint), true)
+    join placed_lives l on l.scheduler_id = e.server_id and l.address = try(e.payload ->> '$.worker')
+        and coalesce(l.pid = try_cast(try(e.payload ->> '$.pid') as bigint), true)
     cross join run_start
     where e.topic = 'worker-restart-memory'
 ), crossed as (
@@ -194,7 +194,7 @@ WORKERS_SQL = f"""
         server_id as scheduler_id,
         topic as worker,
         time_ns / 1e9 as from_s,
-        payload ->> '$.status' as status,
+        try(payload ->> '$.status') as status,
         lead(time_ns / 1e9) over (partition by server_id, topic order by time_ns) as to_s
     from raw.events
     where action = 'worker-status-change'

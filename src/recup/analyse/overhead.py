@@ -50,7 +50,7 @@ GAPS_SQL = """
 with wanting as (
     select distinct server_id as scheduler_id, key_id
     from raw.tasks
-    where restrictions is not null and json_extract_string(restrictions, '$.resources') not in ('{}', 'null')
+    where restrictions is not null and try(json_extract_string(restrictions, '$.resources')) not in ('{}', 'null')
 ), threads as (
     -- To part so many rows by a number costs less than by a text.
     select worker_id, thread, row_number() over () as number from (select distinct worker_id, thread from attempt_facts)

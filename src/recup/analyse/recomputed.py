@@ -263,7 +263,9 @@ def _headline(causes: list[Document], wasted: float, whole: float) -> str:
     attempts = plural(sum(row["attempt_count"] for row in causes), "attempt")
     if not wasted:
         return f"{attempts} came to nothing or did work again; none told of time in it."
-    return f"{attempts} came to nothing or did work again, in {seconds_text(wasted)}: {wasted / whole:.1%} of all computing."
+    # Of attempts whose end alone is known there is time wasted, but none computed.
+    share = f": {wasted / whole:.1%} of all computing" if whole > 0 else ""
+    return f"{attempts} came to nothing or did work again, in {seconds_text(wasted)}{share}."
 
 
 _SAID = {

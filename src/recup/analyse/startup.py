@@ -138,8 +138,8 @@ with first_run as (
     order by started_s, run_id
     limit 1
 ), metrics as (
-    select server_id, json_extract_string(payload, '$.stimulus_id') as stimulus_id,
-        any_value(json_extract(payload, '$.metrics')::varchar) as metrics
+    select server_id, try(json_extract_string(payload, '$.stimulus_id')) as stimulus_id,
+        any_value(try(json_extract(payload, '$.metrics'))::varchar) as metrics
     from raw.events
     where action = 'update-graph'
     group by all
@@ -203,8 +203,8 @@ order by w.came_s
 
 GRAPHS_SQL = """
 with metrics as (
-    select server_id, json_extract_string(payload, '$.stimulus_id') as stimulus_id,
-        any_value(json_extract(payload, '$.metrics')) as metrics
+    select server_id, try(json_extract_string(payload, '$.stimulus_id')) as stimulus_id,
+        any_value(try(json_extract(payload, '$.metrics'))) as metrics
     from raw.events
     where action = 'update-graph'
     group by all
@@ -221,8 +221,8 @@ select
     case when story.path is not null then story.path || ':' || story.line end as sent_from,
     (sent.duration_ns - sent.capture_duration_ns) / 1e9 as packing_s,
     case when clocks.basis <> 'unknown' then story.taken_s - story.sent_s end as sent_to_taken_s,
-    (metrics.metrics ->> '$.materialization_duration_seconds')::double as materializing_s,
-    abs((metrics.metrics ->> '$.ordering_duration_seconds')::double) as ordering_s,
+    try_cast(metrics.metrics ->> '$.materialization_duration_seconds' as double) as materializing_s,
+    abs(try_cast(metrics.metrics ->> '$.ordering_duration_seconds' as double)) as ordering_s,
     firsts.assigned_s - story.taken_s as taken_to_assigned_s,
     firsts.started_s - firsts.assigned_s as assigned_to_started_s,
     firsts.started_s - coalesce(case when clocks.basis <> 'unknown' then story.sent_s end, story.taken_s)

@@ -171,12 +171,12 @@ KEYS_SQL = "select key_id, key from keys where key_id in (select unnest(?::bigin
 
 WORKERS_SQL = """
 with statuses as (
-    select topic as worker, arg_max(json_extract_string(payload, '$.status'), time_ns) as status
+    select topic as worker, arg_max(try(json_extract_string(payload, '$.status')), time_ns) as status
     from raw.events
     where action = 'worker-status-change'
     group by topic
 ), offers as (
-    select worker_id, any_value(json_extract_string(details, '$.resources')) as resources
+    select worker_id, any_value(try(json_extract_string(details, '$.resources'))) as resources
     from raw.workers
     where action <> 'remove'
     group by worker_id
