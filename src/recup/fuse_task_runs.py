@@ -22,13 +22,22 @@ from __future__ import annotations
 from recup.fuse_attempts import WHO
 from recup.store import View, ViewColumn
 
+_BOOKED = ",\n".join(
+    f"""\
+    case when p.is_told_by_worker or spans.is_told_by_scheduler
+        then coalesce(case when spans.is_told then spans.{name} else spans.scheduler_{name} end, 0.0)
+    end as {name}"""
+    for name in ("transfer_s", "disk_read_s", "disk_write_s", "deserialize_s")
+).lstrip()
+"""What Dask books on an attempt beside computing: by its worker where that is told, else by the scheduler."""
+
 ATTEMPT_FACTS = View(
     "attempt_facts",
     "One row per attempt: the columns of `task_runs`, and what several answers ask of each beside them.  `gone_s`: its "
     "result left the memory of the cluster; `remote_count`: inputs that were elsewhere; `waited_s`, `inputs_s`: it stopped "
     "waiting on its worker, and was ready there; `seceded_s`; and what its thread counted.",
     (),
-    """
+    f"""
 with tried as materialized (
     from attempts
 ), tried_again as (
@@ -243,18 +252,7 @@ select
     case when p.ended_state = 'memory' then p.ended_ns / 1e9 end as stored_s,
     case when p.ended_ns is null and p.is_next_steal then p.next_ns else p.ended_ns end / 1e9 as ended_s,
     coalesce(p.worker_stop_s - p.worker_start_s, p.scheduler_stop_s - p.scheduler_start_s) as compute_s,
-    case when p.is_told_by_worker or spans.is_told_by_scheduler
-        then coalesce(case when spans.is_told then spans.transfer_s else spans.scheduler_transfer_s end, 0.0)
-    end as transfer_s,
-    case when p.is_told_by_worker or spans.is_told_by_scheduler
-        then coalesce(case when spans.is_told then spans.disk_read_s else spans.scheduler_disk_read_s end, 0.0)
-    end as disk_read_s,
-    case when p.is_told_by_worker or spans.is_told_by_scheduler
-        then coalesce(case when spans.is_told then spans.disk_write_s else spans.scheduler_disk_write_s end, 0.0)
-    end as disk_write_s,
-    case when p.is_told_by_worker or spans.is_told_by_scheduler
-        then coalesce(case when spans.is_told then spans.deserialize_s else spans.scheduler_deserialize_s end, 0.0)
-    end as deserialize_s,
+    {_BOOKED},
     p.nbytes,
     p.typename,
     case

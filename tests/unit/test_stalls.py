@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from recup import schema
 from recup.analyse.budget import budget_totals
-from recup.analyse.stalled import _united, stalled_loops, stalls_by_prefix, stalls_by_process
+from recup.analyse.budget_sweep import united
+from recup.analyse.stalled import stalled_loops, stalls_by_prefix, stalls_by_process
 from recup.analyse.stalls import stalls
 from tests.unit.scheduled import C, came, counted, graph, lag, made, nothing, process, ran, task
 from tests.unit.written_runs import A, B, at, row
@@ -143,7 +144,7 @@ def test_stalls_of_several_workers_are_kept_apart(tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=20))
 def test_united_intervals_are_disjoint_and_cover_the_same_moments(spans):
     begins, ends = (np.array(each, dtype=float) for each in zip(*((b, b + n) for b, n in spans), strict=True))
-    from_, to = _united(begins, ends)
+    from_, to = united(begins, ends)
     assert (from_[1:] > to[:-1]).all()
     for moment in np.arange(0.5, 50):
         assert ((from_ < moment) & (moment < to)).any() == any(b < moment < b + n for b, n in spans)

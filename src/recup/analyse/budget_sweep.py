@@ -24,7 +24,7 @@ Times are counted in whole ticks, so that no second is lost or told twice by rou
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Moments = TypeVar("Moments", npt.NDArray[np.float64], npt.NDArray[np.int64])
 Mask = npt.NDArray[np.bool_]
 Numbers = Integers | Floats
 
@@ -546,17 +547,21 @@ def _span_changes(spans: Spans, clock: _Clock, step: int) -> tuple[Integers, ...
     return base + begin[there], one, base + end[there], -one
 
 
+def united(begin: Moments, end: Moments) -> tuple[Moments, Moments]:
+    """Return the union of spans as disjoint ones, in order; spans that touch are one."""
+    order = np.argsort(begin, kind="stable")
+    begin, end = begin[order], np.maximum.accumulate(end[order])
+    is_first = np.ones(len(begin), np.bool_)
+    is_first[1:] = begin[1:] > end[:-1]
+    return begin[is_first], end[np.append(is_first[1:], True)[: len(end)]]
+
+
 def _union_changes(spans: Spans, clock: _Clock, step: int) -> tuple[Integers, ...]:
     """Return when any of the spans begins to hold on the time line of all clusters, and when none does any more."""
     begin, end = clock.ticks(spans.start_s), clock.ticks(spans.stop_s)
     there = (end > begin) & (spans.place >= 0)
     base = spans.place[there] * step
-    begin, end = base + begin[there], base + end[there]
-    order = np.argsort(begin, kind="stable")
     # No span reaches into the time line of the next cluster.
-    begin, end = begin[order], np.maximum.accumulate(end[order])
-    is_first = np.ones(len(begin), np.bool_)
-    is_first[1:] = begin[1:] > end[:-1]
-    begin, end = begin[is_first], end[np.append(is_first[1:], True)[: len(end)]]
+    begin, end = united(base + begin[there], base + end[there])
     one = np.ones(len(begin), np.int64)
     return begin, one, end, -one

@@ -296,13 +296,17 @@ select prefix, nbytes, stored_s, gone_s from held
 """
 """One row per result held: when it came, and when it went (null: not before the end)."""
 
-SPILLED_PREFIXES_SQL = """
+_SPILLED = """
 with prefixes as (
     select key_id, any_value(prefix) as prefix
     from raw.tasks
     where key_id in (select key_id from raw.spills)
     group by key_id
 )
+"""
+
+SPILLED_PREFIXES_SQL = f"""
+{_SPILLED}
 select p.prefix, sum(s.memory_bytes)::bigint as spilled_bytes
 from raw.spills s
 left join prefixes p on p.key_id = s.key_id
@@ -366,13 +370,8 @@ left join keys on keys.key_id = l.key_id
 order by l.nbytes desc, stored_at_s
 """
 
-SPILLS_SQL = """
-with prefixes as (
-    select key_id, any_value(prefix) as prefix
-    from raw.tasks
-    where key_id in (select key_id from raw.spills)
-    group by key_id
-)
+SPILLS_SQL = f"""
+{_SPILLED}
 select
     p.prefix,
     s.address as worker,

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recup.analyse.answers import Answer, AnswerTable, Conclusion, ranked
+from recup.analyse.budget_sweep import united
 from recup.analyse.input_waits import threads_idle_for_inputs, waits_for_inputs
-from recup.analyse.rows import Document, rows_of
+from recup.analyse.rows import Document, by_code, rows_of
 from recup.analyse.stealing import COUNTS_SQL, stealing_conclusions, steals_by_prefix, stolen_again
 from recup.terminal import bytes_text, plural, seconds_text
 
@@ -167,13 +168,12 @@ def transfer_matrix(run: Run) -> pa.Table:
 
 def _busy(pair: Integers, start: Floats, stop: Floats, count: int) -> Floats:
     """Return the seconds in which something moved between each pair of workers."""
-    order = np.lexsort((start, pair))
+    order = by_code(pair)
     start, stop = start[order], stop[order]
     bounds = np.searchsorted(pair[order], np.arange(count + 1))
     busy_s = np.zeros(count)
     for each, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
-        begin, end = start[first:last], np.maximum.accumulate(stop[first:last])
-        begin[1:] = np.maximum(begin[1:], end[:-1])
+        begin, end = united(start[first:last], stop[first:last])
         busy_s[each] = np.maximum(end - begin, 0.0).sum()
     return busy_s
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recup.analyse.budget_sweep import united
 from recup.analyse.rows import Document, rows_of
 
 if TYPE_CHECKING:
@@ -395,7 +396,7 @@ def prefix_rows(found: Stalls) -> pa.Table:
     rows: list[Document] = []
     for number in np.unique(attempts["prefix"][hit > 0]):
         mine = np.flatnonzero(attempts["prefix"] == number)
-        from_, to = _united(started[mine], stopped[mine])
+        from_, to = united(started[mine], stopped[mine])
         in_stall_s = float((stalled_until(to) - stalled_until(from_)).sum())
         stall_count = int(
             np.count_nonzero(np.interp(ends, *_steps(from_, to)) - np.interp(begins, *_steps(from_, to)) > 0)
@@ -429,15 +430,6 @@ def _amount_until(begins: Floats, ends: Floats) -> Any:
     """Return a function of moments: how much of these disjoint intervals lies before each."""
     at, amount = _steps(begins, ends)
     return lambda moments: np.interp(moments, at, amount)
-
-
-def _united(begins: Floats, ends: Floats) -> tuple[Floats, Floats]:
-    """Return the union of intervals as disjoint ones, in order."""
-    order = np.argsort(begins, kind="stable")
-    begins, ends = begins[order], np.maximum.accumulate(ends[order])
-    is_new = np.concatenate(([True], begins[1:] > ends[:-1]))
-    last = np.concatenate((is_new[1:], [True]))
-    return begins[is_new], ends[last]
 
 
 def _is_within(moments: Floats, begins: Floats, ends: Floats) -> npt.NDArray[np.bool_]:

@@ -150,6 +150,8 @@ cdef class OwnThread:
 
     cpdef int end(self, Reading begun, key, run_id, kind, outcome) except -1:
         """Read them again after it, and put a row of what the task used."""
+        if begun is None:
+            raise TypeError("there is no reading from before the task")
         cdef Counters after
         cdef Counters* before = &begun.counters
         cdef int64_t wall = now(CLOCK_MONOTONIC) - begun.monotonic_ns
