@@ -39,7 +39,7 @@ from pathlib import Path
 
 TREE_TASKS = 20_003
 ARRAY_CHUNKS = 5_000
-BLOCK = {"tree": 501, "array": 500}
+BLOCK = {"tree": 500, "array": 500}
 """Size of a block; a pair of them takes two to four seconds."""
 
 WARM_UP = 3
@@ -65,6 +65,17 @@ def tree(client, task_count):
     return count, every
 
 
+def piece_of_tree(client, task_count):
+    """A block that is to the tree what 500 of its 20,003 tasks are: as many leaves as pairs, and few submissions.
+
+    A tree of 501 tasks has ten submissions, and events and records of each; the large one has fifteen.
+    """
+    leaves = client.map(empty, range(task_count // 2), pure=False)
+    pairs = client.map(empty, leaves, leaves[1:] + leaves[:1], pure=False)
+    client.gather(pairs)
+    return 2 * len(leaves), leaves + pairs
+
+
 def array(client, chunk_count):
     """A dask.array of that many chunks, added to and summed; returns the tasks that were run."""
     import dask.array as da
@@ -79,6 +90,7 @@ def array(client, chunk_count):
 
 
 WORKLOADS = {"tree": tree, "array": array}
+BLOCKS = {"tree": piece_of_tree, "array": array}
 
 
 # ---------------------------------------------------------------- one sample
@@ -185,12 +197,12 @@ def switch_all(arm, client):
     client.run(lambda dask_worker: switch(arm, dask_worker))
 
 
-def measure(arm, workload, size, client):
-    """Run the workload once under the arm's hooks; returns its figures."""
+def measure(arm, workload, size, client, is_block=True):
+    """Run the workload, or a block of it, once under the arm's hooks; returns its figures."""
     before = figures(client)
     switch_all(arm, client)  # recup takes a sample now, and each second: as many as if it had been there before
     begun = time.perf_counter()
-    task_count, futures = WORKLOADS[workload](client, size)
+    task_count, futures = (BLOCKS if is_block else WORKLOADS)[workload](client, size)
     wall = time.perf_counter() - begun
     del futures
     while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
@@ -222,7 +234,7 @@ def measure_on_one_cluster(arms, workload, size, rounds, directory):
             time.sleep(3)
             for number in range(rounds):
                 for arm in random.sample(arms, len(arms)):
-                    samples.append(measure(arm, workload, size, client) | {"round": number})
+                    samples.append(measure(arm, workload, size, client, rounds > 1) | {"round": number})
             if "recup" in arms and rounds > 1:
                 writer_s = writer_time(workload, 8 * size, client)
                 for each in samples:

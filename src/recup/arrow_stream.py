@@ -15,6 +15,7 @@ import array
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flatbuffers
@@ -312,7 +313,8 @@ class ArrowStream:
         self._metadata = metadata
         self._intern = intern
         self._frame = frame
-        self._compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
+        compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
+        self._compress: Compress = partial(compressor.compress, mode=compressor.FLUSH_FRAME)
         self._categories: dict[str, dict[Any, int]] = {c.name: {} for c in columns if c.kind == "category"}
         buffer_count = sum(3 if column.kind == "text" else 2 for column in columns)
         self._template = BatchTemplate(len(columns), buffer_count)
@@ -377,9 +379,6 @@ class ArrowStream:
         if template is None:
             template = self._dictionary_templates[number] = BatchTemplate(1, 3, number)
         return self._frame(template, count, nodes, buffers, self._compress)
-
-    def _compress(self, buffer: Buffer) -> bytes:
-        return bytes(self._compressor.compress(buffer, self._compressor.FLUSH_FRAME))
 
     def _codes(self, number: int, name: str, values: Sequence[Any], messages: list[bytes]) -> npt.NDArray[Any]:
         """Return the code of each value, adding the dictionary to `messages` when it grew."""

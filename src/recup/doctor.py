@@ -174,6 +174,7 @@ COMPILED = (
     "recup.analyse.critical_path_ideal",
     "recup.capture.taskgraph",
     "recup.capture.thread_readings",
+    "recup.capture.transfer_rows",
     "recup.capture.transition_hooks",
     "recup.columns",
 )

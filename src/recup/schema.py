@@ -624,7 +624,9 @@ class Transfer(NamedTuple):
     start_s: Annotated[float, Column("Start; incoming: shifted by scheduler_delay", unit="s")]
     stop_s: Annotated[float, Column("Stop; incoming: shifted by scheduler_delay", unit="s")]
     nbytes: Annotated[int, Column("Size of the results moved, Dask's sizeof", unit="bytes")]
-    compressed_bytes: Annotated[int | None, Column("Bytes on the wire", unit="bytes", null="not told (incoming)")]
+    compressed_bytes: Annotated[
+        int | None, Column("Bytes on the wire", unit="bytes", null="not told (incoming)", null_value=-1)
+    ]
     key_count: Annotated[int, Column("Results moved")]
     scheduler_delay_s: Annotated[float, Column("Delay of the worker at that moment", unit="s")]
 

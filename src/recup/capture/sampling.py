@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -91,9 +92,6 @@ class Sampler:
         self._handle = self._loop.call_at(self._due, self._tick)
 
 
-_MEMORY_METRICS = {"VmHWM:": "process_peak_memory_bytes", "VmRSS:": "process_memory_bytes"}
-
-
 def process_samples(put: Put) -> None:
     """Sample this process: CPU, memory, faults, context switches, I/O, garbage collection."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -102,25 +100,31 @@ def process_samples(put: Put) -> None:
     put("process_major_faults_count", None, usage.ru_majflt)
     put("process_involuntary_switches_count", None, usage.ru_nivcsw)
     # Not ru_maxrss: it survives exec, so that a spawned worker begins with the peak of its parent.
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(("VmHWM:", "VmRSS:")):
-                name, kib, _ = line.split()
-                put(_MEMORY_METRICS[name], None, int(kib) * 1024)
-    with open("/proc/self/io") as file:
-        for line in file:
-            name, value = line.split(":")
-            if name in _IO_METRICS:
-                put(_IO_METRICS[name], None, int(value))
+    _put_numbers(put, "/proc/self/status", _MEMORY_METRICS, 1024)
+    _put_numbers(put, "/proc/self/io", _IO_METRICS, 1)
     put("gc_oldest_generation_count", None, gc.get_stats()[-1]["collections"])
 
 
+_MEMORY_METRICS = {b"VmHWM:": "process_peak_memory_bytes", b"VmRSS:": "process_memory_bytes"}
 _IO_METRICS = {
-    "rchar": "process_read_bytes",
-    "wchar": "process_written_bytes",
-    "read_bytes": "process_storage_read_bytes",
-    "write_bytes": "process_storage_written_bytes",
+    b"rchar:": "process_read_bytes",
+    b"wchar:": "process_written_bytes",
+    b"\nread_bytes:": "process_storage_read_bytes",
+    b"\nwrite_bytes:": "process_storage_written_bytes",
 }
+
+
+def _put_numbers(put: Put, path: str, metrics: dict[bytes, str], unit: int) -> None:
+    """Put the numbers behind these names in a file of the kernel; without Python's files and lines, at half the cost."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(descriptor, 16_384)
+    finally:
+        os.close(descriptor)
+    for name, metric in metrics.items():
+        place = text.find(name)
+        if place >= 0:
+            put(metric, None, int(text[place + len(name) : place + len(name) + 24].split(None, 1)[0]) * unit)
 
 
 def scheduler_samples(put: Put, scheduler: Any) -> None:

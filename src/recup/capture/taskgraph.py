@@ -63,30 +63,38 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
         new_count = 0
         span_id: str | None = None
         degraded = 0
+        function_before: Any = names  # the function of no task
+        group_before: Any = None
+        name = prefix_name = group_name = None
         for key in keys:
             task = tasks.get(key)
             if task is None:
                 continue
             # Scattered data has no run_spec and comes with no submission of its own.
-            if task.state != "released" and task.run_spec is not None and not everything:
+            spec = task.run_spec
+            if spec is not None and not everything and task.state != "released":
                 continue
             new_count += 1
             group = task.group
+            if group is not group_before:  # the tasks of a group come one after the other
+                group_before, group_name, prefix_name = group, group.name, group.prefix.name
+                if span_id is None:
+                    span_id = getattr(group, "span_id", None)
             try:
-                span_id = span_id or group.span_id
-                spec = task.run_spec
                 function = getattr(spec, "func", None)
-                if type(function) is FunctionType:
-                    name = names.get(function)
-                    if name is None:
-                        name = names[function] = function_name(function)
-                else:
-                    name = None if function is None else function_name(function)
+                if function is not function_before:
+                    if type(function) is FunctionType:
+                        name = names.get(function)
+                        if name is None:
+                            name = names[function] = function_name(function)
+                    else:
+                        name = None if function is None else function_name(function)
+                    function_before = function
                 if function is _execute_subgraph and function is not None:
                     for inner_key, inner in spec.args[0].items():
                         put_fused((submission, key, inner_key, function_name(getattr(inner, "func", None))))
             except Exception:  # noqa: BLE001 - run_spec is Dask's own affair
-                name, degraded = None, degraded + 1
+                name, function_before, degraded = None, names, degraded + 1
             dependencies = task.dependencies
             for dependency in dependencies:
                 put_dependency((submission, key, dependency.key))
@@ -94,7 +102,7 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
             annotations = task.annotations
             put_task(
                 (
-                    submission, key, task.prefix.name, group.name, name, user, generation, order, len(dependencies),
+                    submission, key, prefix_name, group_name, name, user, generation, order, len(dependencies),
                     json_text(annotations) if annotations else None, _restrictions(task), task.retries, bool(task.actor),
                 )
             )  # fmt: skip

@@ -11,6 +11,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
+from recup.capture.attributes cimport Place, put_slot, slot
 from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
 from recup.columns cimport Slots, keep
 
@@ -41,6 +42,7 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "Python.h":
     object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
+    object PyType_GenericAlloc(PyTypeObject*, Py_ssize_t)
     # As pointers: NULL, with the exception set, is passed on and not made Cython's own.
     PyObject* PyObject_Call(PyObject*, PyObject*, PyObject*)
     void PyErr_Fetch(PyObject**, PyObject**, PyObject**)
@@ -198,6 +200,8 @@ cdef class OwnThread:
 
 cdef object call_in_python      # the same in Python
 cdef list surrounded            # not empty when something else is to be called around a task
+cdef Place KEY, DEPENDENCIES, INNER, IS_CORO, KIND, RUN_ID, PREFIX, COUNTERS    # of a node that counts
+cdef Place NODE, TASK_RUN_ID, TASK_PREFIX, NODE_KEY, NODE_DEPENDENCIES          # of a task, and of its own node
 
 
 cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) noexcept:
@@ -212,10 +216,10 @@ cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) noexce
     cdef PyObject* error = NULL
     cdef PyObject* traceback = NULL
     node = <object>pointer
-    inner = node.inner
+    inner = slot(&INNER, node, "inner")
     try:
-        if not surrounded and not node.is_coro:
-            thread = getattr(node.counters.local, "own", None)
+        if not surrounded and not slot(&IS_CORO, node, "is_coro"):
+            thread = getattr(slot(&COUNTERS, node, "counters").local, "own", None)
             if thread is None:
                 thread = node.counters.meet_thread()
             if type(thread) is OwnThread:
@@ -232,7 +236,9 @@ cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) noexce
     try:
         if begun is not None:
             outcome = "returned" if result != NULL else (<type>kind).__name__
-            own.end(begun, node.key, node.run_id, node.kind, outcome)
+            own.end(
+                begun, slot(&KEY, node, "key"), slot(&RUN_ID, node, "run_id"), slot(&KIND, node, "kind"), outcome
+            )
     except Exception as reason:     # the task has run and its result must pass
         failed(node, reason)
     if result == NULL:
@@ -256,3 +262,42 @@ def counted_call(node_type, in_python, list around not None):
     global call_in_python, surrounded
     call_in_python, surrounded = in_python, around
     return PyDescr_NewMethod(<PyTypeObject*>node_type, &definition)
+
+
+@cython.final
+cdef class Counting:
+    """Puts the node that counts in place of a task's own, as `counting` of `recup.capture.threads` does.
+
+    Parameters
+    ----------
+    node_type, any_node : type
+        Of the nodes that count, and of Dask's.
+    counters : ThreadCounters
+        Those of the worker.
+    otherwise : callable
+        Given a task whose node is none of Dask's.
+    """
+
+    cdef type node_type, any_node
+    cdef object counters, otherwise
+
+    def __init__(self, type node_type not None, type any_node not None, counters, otherwise):
+        self.node_type, self.any_node, self.counters, self.otherwise = node_type, any_node, counters, otherwise
+
+    def __call__(self, task):
+        inner = slot(&NODE, task, "run_spec")
+        if type(inner) is self.node_type:
+            inner = inner.inner
+        if not isinstance(inner, self.any_node):
+            self.otherwise(task)
+            return
+        node = PyType_GenericAlloc(<PyTypeObject*>self.node_type, 0)
+        put_slot(&KEY, node, "key", slot(&NODE_KEY, inner, "key"))
+        put_slot(&DEPENDENCIES, node, "_dependencies", slot(&NODE_DEPENDENCIES, inner, "_dependencies"))
+        put_slot(&INNER, node, "inner", inner)
+        put_slot(&IS_CORO, node, "is_coro", inner.is_coro)
+        put_slot(&RUN_ID, node, "run_id", slot(&TASK_RUN_ID, task, "run_id"))
+        put_slot(&PREFIX, node, "prefix", slot(&TASK_PREFIX, task, "prefix"))
+        put_slot(&COUNTERS, node, "counters", self.counters)
+        put_slot(&KIND, node, "kind", "task")
+        put_slot(&NODE, task, "run_spec", node)

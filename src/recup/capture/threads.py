@@ -35,7 +35,7 @@ from recup.spool import Spool
 
 try:
     from recup.capture import thread_readings
-    from recup.capture.thread_readings import counted_call
+    from recup.capture.thread_readings import Counting, counted_call
 except ImportError:  # built without a C compiler, or left over from an older recup
     thread_readings = None  # type: ignore[assignment]
 try:
@@ -291,6 +291,8 @@ def counting(spool: Spool) -> tuple[ThreadCounters, Callable[[Any], None]]:
             refused = True
             spool.lose("not_captured", "thread_counters", f"tasks are {type(node).__name__}, not GraphNode")
 
+    if thread_readings is not None:
+        return counters, Counting(CountedNode, GraphNode, counters, count)
     return counters, count
 
 

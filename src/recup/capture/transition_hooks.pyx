@@ -18,21 +18,12 @@ from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
-from types import MemberDescriptorType
-
+from recup.capture.attributes cimport Place, slot
 from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
 from recup.columns cimport Slots, keep
 
 cdef extern from "Python.h":
     object PyCFunction_New(PyMethodDef*, object)
-    ctypedef struct PyMemberDef:
-        int type
-        Py_ssize_t offset
-    ctypedef struct PyMemberDescrObject:
-        PyMemberDef* d_member
-
-cdef extern from "structmember.h":
-    const int T_OBJECT_EX
 
 DEF KINDS = 12
 
@@ -48,34 +39,6 @@ cdef inline object told(dict named, object name):
     """Return a keyword, or None."""
     cdef PyObject* value = NULL if named is None else PyDict_GetItemWithError(named, name)
     return None if value == NULL else <object>value
-
-
-cdef struct Place:      # of an attribute in objects of one type
-    PyTypeObject* type
-    Py_ssize_t offset
-
-
-cdef object attribute(Place* place, object value, str name):
-    """Return an attribute, and learn its place where it is a slot of the object."""
-    cdef PyMemberDef* member
-    if place.type == NULL:
-        descriptor = getattr(type(value), name, None)
-        if type(descriptor) is MemberDescriptorType:
-            member = (<PyMemberDescrObject*><PyObject*>descriptor).d_member
-            if member.type == T_OBJECT_EX:      # one of `__slots__`
-                Py_INCREF(type(value))          # for good: another type must never be there
-                place.offset, place.type = member.offset, Py_TYPE(value)
-    return getattr(value, name)
-
-
-cdef inline object slot(Place* place, object value, str name):
-    """Return an attribute, as Python's own specialised instruction does, without asking the type for it."""
-    cdef PyObject* found
-    if Py_TYPE(value) == place.type:
-        found = (<PyObject**>(<char*><PyObject*>value + place.offset))[0]
-        if found != NULL:
-            return <object>found
-    return attribute(place, value, name)
 
 
 cdef Place PROCESSING_ON, ADDRESS, RUN_ID       # on the scheduler

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from recup.capture import darshan, function_profile, host, logs, session
 from recup.capture.sampling import Sampler, process_samples, worker_samples
 from recup.capture.threads import count_actor_methods, counting
+from recup.capture.transfers import DIRECTIONS, tap_transfers
 from recup.capture.transitions import worker_hook
-from recup.schema import FineMetric, ProcessEnd, Transfer, TransferKey
+from recup.schema import ProcessEnd
 from recup.spool import Spool
 
 logger = logging.getLogger("recup")
@@ -67,8 +67,9 @@ class RecupWorker(WorkerPlugin):
 
         counters, count = counting(spool)
         self.transition, self._counts = worker_hook(spool, worker, switch_off, count)
+        self._transfers, untap = tap_transfers(spool, worker)
         undo = (
-            _tap_transfers(spool, worker),
+            untap,
             _tap_spills(spool, worker),
             _record_clients_of_tasks(self.run_directory),
             count_actor_methods(worker, counters),
@@ -77,7 +78,7 @@ class RecupWorker(WorkerPlugin):
             ),
         )
         self._undo = [each for each in undo if each is not None]
-        self._metrics: dict[Any, float] = {}
+        self._metrics: dict[Any, list[Any]] = {}
         logs.attach(spool)
         self._darshan = darshan.attach(spool, worker, self.run_directory)
         spool.describing = host.record_process_in_background(
@@ -116,6 +117,8 @@ class RecupWorker(WorkerPlugin):
         spool.counters["transitions_dask"] = worker.state.transition_counter - self._counted_before
         spool.counters["transitions_recorded"] = recorded
         spool.counters["transitions_compound"] = compound
+        for direction in DIRECTIONS:
+            spool.counters[f"transfers_{direction}_recorded"] = getattr(self._transfers, f"{direction}_count")
         # Dask counts a transfer when it begins and logs it when it has gone well.
         spool.counters["transfers_outgoing_dask"] = (
             worker.transfer_outgoing_count_total - worker.transfer_outgoing_count
@@ -124,72 +127,22 @@ class RecupWorker(WorkerPlugin):
 
     def _put_fine_metrics(self) -> None:
         """Write by how much each of Dask's fine metrics grew since the last time."""
-        now, before = time.time_ns(), self._metrics
+        now, known, put = time.time_ns(), self._metrics, self._spool.extender("fine_metrics")
         for name, value in list(self._worker.digests_total.items()):
-            if isinstance(name, tuple) and len(name) >= 3:
-                growth = value - before.get(name, 0.0)
-                if growth:
-                    before[name] = value
-                    span_id, prefix = (name[1], name[2]) if len(name) >= 5 else (None, None)
-                    activity, unit = str(name[-2]), str(name[-1])
-                    self._spool.put(
-                        FineMetric(now, str(name[0]), _text(span_id), _text(prefix), activity, unit, growth)
-                    )
+            metric = known.get(name)
+            if metric is None:
+                metric = known[name] = [*_named_metric(name), 0.0]
+            before, metric[-1] = metric[-1], value
+            if value != before and metric[0] is not None:
+                put((now, *metric[:-1], value - before))
 
 
-class _TappedLog(deque[dict[str, Any]]):
-    """One of Dask's bounded transfer logs, every entry of which is also recorded.
-
-    Polling the log loses entries beyond its 1,000 between two polls and re-reads old ones;
-    this sees each append once.
-    """
-
-    tap: Callable[[dict[str, Any]], None]
-
-    def append(self, entry: dict[str, Any]) -> None:
-        super().append(entry)
-        self.tap(entry)
-
-
-def _tap_transfers(spool: Spool, worker: Any) -> Callable[[], None] | None:
-    """Record transfers in both directions from now on; returns the way back."""
-    put, put_key = spool.extender("transfers"), spool.extender("transfer_keys")
-    next_number = iter(range(1 << 62))
-    originals: dict[str, Any] = {}
-    for direction in ("incoming", "outgoing"):
-        name = f"transfer_{direction}_log"
-        log = getattr(worker, name, None)
-        if not isinstance(log, deque):
-            spool.lose("not_captured", "transfers", f"this Dask has no worker.{name}")
-            continue
-
-        def tap(entry: dict[str, Any], direction: str = direction) -> None:
-            number = next(next_number)
-            keys, delay = entry["keys"], worker.scheduler_delay
-            put(
-                Transfer(
-                    time.time_ns(), number, direction, _text(entry["who"]), entry["start"], entry["stop"],
-                    entry["total"], entry.get("compressed"), len(keys), delay,
-                )
-            )  # fmt: skip
-            for key, size in keys.items():
-                put_key(TransferKey(number, key, -1 if size is None else size))
-            name = f"transfers_{direction}_recorded"
-            spool.counters[name] = spool.counters.get(name, 0) + 1
-
-        tapped = _TappedLog(log, maxlen=log.maxlen)
-        tapped.tap = spool.guard("transfer", tap, table_name="transfers")
-        originals[name] = log
-        setattr(worker, name, tapped)
-
-    def undo() -> None:
-        for name, original in originals.items():
-            current = getattr(worker, name)
-            original.clear()
-            original.extend(current)
-            setattr(worker, name, original)
-
-    return undo if originals else None
+def _named_metric(name: Any) -> tuple[str | None, ...]:
+    """Return context, span, prefix, activity and unit of a fine metric; no context: it is none."""
+    if not isinstance(name, tuple) or len(name) < 3:
+        return (None,) * 5
+    span_id, prefix = (name[1], name[2]) if len(name) >= 5 else (None, None)
+    return str(name[0]), _text(span_id), _text(prefix), str(name[-2]), str(name[-1])
 
 
 def _tap_spills(spool: Spool, worker: Any) -> Callable[[], None] | None:

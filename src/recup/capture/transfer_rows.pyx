@@ -1,0 +1,59 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Rows of a worker's transfers without Python between: compiled half of `transfers`.
+
+Covers `TransferRows`, which does what that of `recup.capture.transfers` does in Python where
+this could not be built.
+"""
+
+from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from recup.columns cimport Slots, keep
+
+
+cdef class TransferRows:
+    """Puts the rows of transfers of one worker."""
+
+    cdef object worker, failed
+    cdef Slots transfers, keys
+    cdef readonly long long incoming_count, outgoing_count
+
+    def __init__(self, spool, worker):
+        self.worker, self.failed = worker, spool.failed
+        self.transfers, self.keys = spool.slots("transfers"), spool.slots("transfer_keys")
+
+    def put(self, str direction not None, dict entry not None):
+        """Put the rows of an entry of Dask's log; never raises."""
+        try:
+            self.take(direction, entry)
+        except Exception as reason:     # the transfer has gone well
+            self.failed("transfer", reason, "transfers")
+
+    cdef int take(self, str direction, dict entry) except -1:
+        cdef timespec now
+        cdef Slots transfers = self.transfers, keys = self.keys
+        cdef int64_t number = self.incoming_count + self.outgoing_count
+        cdef int64_t* row
+        cdef dict moved = <dict?>entry["keys"]
+        cdef int64_t start_s = transfers.real(entry["start"]), stop_s = transfers.real(entry["stop"])
+        cdef int64_t size = transfers.whole(6, entry["total"]), on_wire = transfers.whole(7, entry.get("compressed"))
+        cdef int64_t delay_s = transfers.real(self.worker.scheduler_delay)
+        peer = entry["who"]
+        if peer is not None and type(peer) is not str:
+            peer = str(peer)
+        clock_gettime(CLOCK_REALTIME, &now)
+        row = transfers.add()
+        row[0], row[1] = <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, number
+        row[4], row[5], row[6], row[7], row[8], row[9] = start_s, stop_s, size, on_wire, len(moved), delay_s
+        keep(row, 2, direction)
+        keep(row, 3, peer)
+        if direction == "incoming":
+            self.incoming_count += 1
+        else:
+            self.outgoing_count += 1
+        for key, nbytes in moved.items():
+            size = keys.whole(2, nbytes)
+            row = keys.add()
+            row[0], row[2] = number, size
+            keep(row, 1, key)
+        return 0
