@@ -199,8 +199,8 @@ def switch_all(arm, client):
 
 def measure(arm, workload, size, client, is_block=True):
     """Run the workload, or a block of it, once under the arm's hooks; returns its figures."""
-    before = figures(client)
-    switch_all(arm, client)  # recup takes a sample now, and each second: as many as if it had been there before
+    switch_all(arm, client)
+    before = figures(client)  # after the sample that recup takes when it comes: others follow each second, as always
     begun = time.perf_counter()
     task_count, futures = (BLOCKS if is_block else WORKLOADS)[workload](client, size)
     wall = time.perf_counter() - begun

@@ -176,7 +176,9 @@ def test_beacons_tie_the_clock_of_darshan_to_that_of_the_worker(tmp_path):
     (file,) = logs(run).values()
     seen = [row for row in segments(file) if row["path"] == beacons[0]["path"]]
     assert [row["offset"] for row in beacons] == [row["offset"] for row in seen] == list(range(16))
-    assert [row["thread"] for row in beacons] == [row["thread"] & (2**63 - 1) for row in seen]
+    threads = [row["thread"] and row["thread"] & (2**63 - 1) for row in seen]
+    # Releases up to 3.5.0 do not tell threads.
+    assert threads in ([row["thread"] for row in beacons], [None] * 16)
     zeros = [row["time_ns"] / 1e9 - segment["start_s"] for row, segment in zip(beacons, seen, strict=True)]
     assert max(zeros) - min(zeros) < 0.01
     (server,) = {row["server"] for row in beacons}
@@ -246,14 +248,16 @@ def test_a_killed_worker_leaves_its_counters_and_the_run_says_that_its_log_never
     wait_for(lambda: victim not in started.told()["workers"] and len(started.told()["workers"]) == 2)
     os.kill(started.told()["script"], signal.SIGTERM)
     run, _ = started.end()
-    (left,) = (run / "foreign" / "darshan").glob(f"*_id{victim}_mmap-log-*.darshan")
-    assert any("/file-" in path for path in read_log(left).names.values())
     (missing,) = collect_logs(run)
     assert f"(process {victim}) never came" in missing
-    assert f"{left.name} holds its counters, but no segments" in missing
+    # There where Darshan was built with --enable-mmap-logs.
+    counters = list((run / "foreign" / "darshan").glob(f"*_id{victim}_mmap-log-*.darshan"))
+    for left in counters:
+        assert any("/file-" in path for path in read_log(left).names.values())
+        assert f"{left.name} holds its counters, but no segments" in missing
     assert collect_logs(run) == [missing]
     said = [(row["table"], row["detail"]) for row in rows(run, "launcher", "losses")]
-    assert said == [("io_segments", missing)]
+    assert said == [("io_segments" if counters else "io_logs", missing)]
 
 
 @needs_darshan

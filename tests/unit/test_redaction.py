@@ -1,8 +1,11 @@
+import json
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recup.capture.redaction import looks_secret, redacted_arguments, redacted_source, redacted_text
+from recup.capture.redaction import looks_secret, redacted_arguments, redacted_json, redacted_source, redacted_text
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,39 @@ def test_secrets_are_removed_from_text(text, expected):
     ],
 )
 def test_ordinary_text_stays_as_it_is(text):
+    assert redacted_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"action": "add", "key": "x-1"}, {"action": "add", "key": "x-1"}),
+        ({"command": '--token=hunter2" def'}, {"command": '--token=[redacted]" def'}),
+        ({"api_token": 12345, "n": 1}, {"api_token": "[redacted]", "n": 1}),
+        ({"token": None, "password": {"user": "jane"}}, {"token": "[redacted]", "password": "[redacted]"}),
+        ([{"url": "tcp://jane:hunter2@host:1"}], [{"url": "tcp://host:1"}]),
+        ({"note": '{"secret": "hunter2"}'}, {"note": '{"secret": "[redacted]"}'}),
+    ],
+)
+def test_values_stay_json_without_their_secrets(value, expected):
+    assert json.loads(redacted_json(value)) == expected
+
+
+_PIECES = st.sampled_from(
+    ["--token=", "hunter2", '"', "\\", " ", "password", ": ", "://", "@", "{", "}", "\n", "é", ","]
+)
+_TEXTS = st.lists(_PIECES, max_size=8).map("".join)
+_VALUES = st.recursive(
+    st.none() | st.integers() | _TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(_VALUES)
+def test_what_is_redacted_is_json_and_nothing_is_left_that_text_would_lose(value):
+    text = redacted_json(value)
+    json.loads(text)
     assert redacted_text(text) == text
 
 

@@ -9,8 +9,12 @@ betrays, such as a password given as a positional argument.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from recup.capture.text import json_text, plain
 
 REDACTED = "[redacted]"
 """What stands in the place of a secret."""
@@ -81,6 +85,44 @@ def redacted_text(text: str) -> str:
     return text
 
 
+def redacted_json(value: Any) -> str:
+    """Return a value as JSON, with its secrets redacted.
+
+    Values are redacted before they are written: in the text, a secret may end in half of an
+    escape, or stand where JSON wants quotes.
+    """
+    text = json_text(value)
+    if redacted_text(text) == text:
+        return text
+    text = json_text(_without_secrets(plain(value)))
+    again = redacted_text(text)
+    if again == text:
+        return text
+    try:  # what only the text as a whole betrays
+        json.loads(again)
+        return again
+    except ValueError:
+        return json.dumps({"redacted": True, "characters": len(text)})
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            redacted_text(name): REDACTED if _is_told_secret(name) else _without_secrets(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    return redacted_text(value) if isinstance(value, str) else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_told_secret(name: str) -> bool:
+    """Return whether text loses what follows this name; fewer than `looks_secret` has: Dask's keys are no secrets."""
+    told = f'"{name}": "0"'
+    return redacted_text(told) != told
+
+
 def redacted_source(text: str) -> str:
     """Return program source with secrets redacted only where they are written out.
 
@@ -116,6 +158,8 @@ def _without(match: re.Match[str]) -> str:
     if match["form"]:
         return REDACTED
     before, value = match["before"], match["value"]
+    if value.strip("\\\"'") in (REDACTED, REDACTED[:-1]):  # a bare value ends at the bracket
+        return match[0]
     if value.startswith("\\"):
         return f'{before}\\"{REDACTED}\\"'
     quote = value[0] if value[0] in "\"'" else ""

@@ -23,7 +23,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from recup.capture import darshan, function_profile, host, logs, session
 from recup.capture.graphs import keys_digest
 from recup.capture.plugins import packed_plugin
-from recup.capture.redaction import redacted_text
+from recup.capture.redaction import redacted_json
 from recup.capture.sampling import Sampler, process_samples, scheduler_samples
 from recup.capture.taskgraph import graph_reader
 from recup.capture.text import json_text
@@ -204,9 +204,7 @@ class RecupScheduler(SchedulerPlugin):
         if topic == "stealing" and self._put_steals(now, msg):
             return
         action = msg.get("action") if isinstance(msg, dict) else None
-        self._spool.put(
-            Event(now, key_text(topic), action if isinstance(action, str) else None, redacted_text(json_text(msg)))
-        )
+        self._spool.put(Event(now, key_text(topic), action if isinstance(action, str) else None, redacted_json(msg)))
 
     def _put_steals(self, now: int, msg: Any) -> bool:
         """Write a message of the stealing extension as rows; False when its form is not known."""

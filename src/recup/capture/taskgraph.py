@@ -83,13 +83,7 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
             try:
                 function = getattr(spec, "func", None)
                 if function is not function_before:
-                    if type(function) is FunctionType:
-                        name = names.get(function)
-                        if name is None:
-                            name = names[function] = function_name(function)
-                    else:
-                        name = None if function is None else function_name(function)
-                    function_before = function
+                    function_before, name = function, _kept_name(function, names)
                 if function is _execute_subgraph and function is not None:
                     for inner_key, inner in spec.args[0].items():
                         put_fused((submission, key, inner_key, function_name(getattr(inner, "func", None))))
@@ -111,6 +105,15 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
         return new_count, span_id, _span_names(scheduler, span_id)
 
     return read
+
+
+def _kept_name(function: Any, names: dict[Any, str | None]) -> str | None:
+    if type(function) is not FunctionType:
+        return None if function is None else function_name(function)
+    name = names.get(function)
+    if name is None:
+        name = names[function] = function_name(function)
+    return name
 
 
 def _priority(priority: Any) -> tuple[Any, Any, Any]:
