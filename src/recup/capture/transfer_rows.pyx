@@ -16,6 +16,7 @@ cdef class TransferRows:
 
     cdef object worker, failed
     cdef Slots transfers, keys
+    cdef bint is_off
     cdef readonly long long incoming_count, outgoing_count
 
     def __init__(self, spool, worker):
@@ -23,11 +24,13 @@ cdef class TransferRows:
         self.transfers, self.keys = spool.slots("transfers"), spool.slots("transfer_keys")
 
     def put(self, str direction not None, dict entry not None):
-        """Put the rows of an entry of Dask's log; never raises."""
+        """Put the rows of an entry of Dask's log; never raises, and does nothing once it has failed a hundred times."""
+        if self.is_off:
+            return
         try:
             self.take(direction, entry)
         except Exception as reason:     # the transfer has gone well
-            self.failed("transfer", reason, "transfers")
+            self.is_off = self.failed("transfer", reason, "transfers")
 
     cdef int take(self, str direction, dict entry) except -1:
         cdef timespec now

@@ -37,10 +37,13 @@ class TransferRows:
         self._worker = worker
         self._put, self._put_key = spool.extender("transfers"), spool.extender("transfer_keys")
         self._failed = spool.failed
+        self._is_off = False
         self.incoming_count = self.outgoing_count = 0
 
     def put(self, direction: str, entry: dict[str, Any]) -> None:
-        """Put the rows of an entry of Dask's log; never raises."""
+        """Put the rows of an entry of Dask's log; never raises, and does nothing once it has failed a hundred times."""
+        if self._is_off:
+            return
         try:
             number, keys, peer = self.incoming_count + self.outgoing_count, entry["keys"], entry["who"]
             self._put(
@@ -56,7 +59,7 @@ class TransferRows:
             for key, size in keys.items():
                 self._put_key(TransferKey(number, key, -1 if size is None else size))
         except Exception as reason:  # noqa: BLE001 - the transfer has gone well
-            self._failed("transfer", reason, "transfers")
+            self._is_off = self._failed("transfer", reason, "transfers")
 
 
 class _TappedLog(deque[dict[str, Any]]):
