@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from recup import __version__
-from recup.errors import RunDamaged, RunNotFound, RunTooNew
+from recup.errors import RecupError, RunDamaged, RunNotFound, RunTooNew
 from recup.schema import VERSION
 
 DEFAULT_ROOT = "recup-runs"
@@ -149,7 +151,22 @@ def find_runs(root: Path) -> list[Path]:
         entries = sorted(root.iterdir())
     except OSError:
         return []
-    return [e for e in entries if (e / "run.json").is_file() or (e / "spool").is_dir() or (e / "tables").is_dir()]
+    runs = [e for e in entries if (e / "run.json").is_file() or (e / "spool").is_dir() or (e / "tables").is_dir()]
+    # A run's id has the second it began in, and chance behind that.
+    seconds = Counter(_second(run) for run in runs)
+    return sorted(runs, key=lambda run: (_second(run), _started_ns(run) if seconds[_second(run)] > 1 else 0, run.name))
+
+
+def _second(run: Path) -> str:
+    return run.name[:16] if re.match(r"\d{8}T\d{6}Z-", run.name) else run.name
+
+
+def _started_ns(run: Path) -> int:
+    """Return when the run began; 0: not told."""
+    try:
+        return int(read_manifest(run).get("started_ns") or 0)
+    except (RecupError, TypeError, ValueError):
+        return 0
 
 
 def _cwd() -> str | None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from recup.analyse.listing import list_runs
 from recup.cli import main
-from recup.rundir import create_run, update_manifest
+from recup.rundir import create_run, find_runs, update_manifest
 from tests.unit.written_runs import NASTY, A, write_run
 
 
@@ -308,6 +308,23 @@ def test_run_runs_a_module_as_python_does(root, tmp_path, capfd):
     done = recup("run", "--quiet", "--root", os.fspath(tmp_path / "other"), "-m", "job", "--quiet", "-m")
     assert (done.exit_code, capfd.readouterr().out) == (0, "out --quiet -m\n")
     assert len(list_runs(tmp_path / "other")) == 1
+
+
+def test_runs_of_one_second_are_in_the_order_they_began(tmp_path):
+    def run(name, started_ns):
+        create_run(tmp_path, way="run", run_id=name)
+        update_manifest(tmp_path / name, started_ns=started_ns)
+
+    for name, started_ns in [("20260101T000001Z-0001", 5), ("20260101T000000Z-ffff", 1), ("20260101T000000Z-0001", 2)]:
+        run(name, started_ns)
+    create_run(tmp_path, way="run", run_id="20260101T000000Z-damaged")
+    (tmp_path / "20260101T000000Z-damaged" / "run.json").write_text("{")
+    assert [path.name for path in find_runs(tmp_path)] == [
+        "20260101T000000Z-damaged",
+        "20260101T000000Z-ffff",
+        "20260101T000000Z-0001",
+        "20260101T000001Z-0001",
+    ]
 
 
 def test_run_ends_as_the_program_ended(root, tmp_path):
