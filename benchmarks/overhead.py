@@ -39,8 +39,8 @@ from pathlib import Path
 
 TREE_TASKS = 20_003
 ARRAY_CHUNKS = 5_000
-BLOCK = {"tree": 500, "array": 500}
-"""Size of a block; a pair of them takes two to four seconds."""
+BLOCK = 500
+"""Tasks of the tree, or chunks of the array, in a block; a pair of them takes two to four seconds."""
 
 WARM_UP = 3
 """Rounds of a cluster that do not count."""
@@ -371,7 +371,7 @@ def main():
         for workload, size in cases:
             plans = [] if options.cpu_only else [([arm], size, 1, "memory") for arm in arms]
             if not options.memory_only:
-                plans.insert(0, (arms, BLOCK[workload], options.rounds, "cpu"))
+                plans.insert(0, (arms, BLOCK, options.rounds, "cpu"))
             for plan_arms, block, rounds, kind in plans:
                 for sample in in_child(plan_arms, workload, block, rounds):
                     samples.append(sample | {"cluster": number, "kind": kind})
@@ -379,7 +379,7 @@ def main():
                 print(f"cluster {number}: {workload} {block} {kind} {' '.join(plan_arms)} done", file=sys.stderr)
     for workload, size in cases:
         for arm in arms[1:]:
-            report_cpu(samples, arm, workload, BLOCK[workload])
+            report_cpu(samples, arm, workload, BLOCK)
             report_memory(samples, arm, workload, size)
     print(f"\nraw samples: {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
 

@@ -98,7 +98,7 @@ def record(workload, seconds, directory):
     with cluster(directory) as client, recorders(["none", "recup"], client, directory / "runs"):
         client.run_on_scheduler(time_hooks)
         client.run(time_hooks)
-        BLOCKS[workload](client, 2 * BLOCK[workload])
+        BLOCKS[workload](client, 2 * BLOCK)
         time.sleep(2)
         before = figures(client)
         files = {name: directory / f"{name}.perf" for name in before}
@@ -112,7 +112,7 @@ def record(workload, seconds, directory):
         ]  # fmt: skip
         task_count, begun = 0, time.monotonic()
         while time.monotonic() - begun < seconds:
-            count, futures = BLOCKS[workload](client, BLOCK[workload])
+            count, futures = BLOCKS[workload](client, BLOCK)
             task_count += count
             del futures
             while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
@@ -143,16 +143,14 @@ def stacks(file):
 
 def part(stack):
     """Return the part of recup that a sample is in, or None."""
-    found = None
     for function, place in stack:
         if "/recup/" in place:
-            module = Path(place).name.split(".")[0]
-            found = COMPILED.get(module)
+            found = COMPILED.get(Path(place).name.split(".")[0])
             if found is not None:
                 return found
         elif function.startswith("_PyEval_EvalFrameDefault"):
             return None
-    return found
+    return None
 
 
 def counted(file, writer_threads):

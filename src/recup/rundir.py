@@ -148,13 +148,18 @@ def find_run(name: str | os.PathLike[str], root: Path | None = None) -> Path:
 def find_runs(root: Path) -> list[Path]:
     """Return the run directories under a root, oldest first; an absent root holds none."""
     try:
-        entries = sorted(root.iterdir())
+        entries = list(root.iterdir())
     except OSError:
         return []
     runs = [e for e in entries if (e / "run.json").is_file() or (e / "spool").is_dir() or (e / "tables").is_dir()]
     # A run's id has the second it began in, and chance behind that.
-    seconds = Counter(_second(run) for run in runs)
-    return sorted(runs, key=lambda run: (_second(run), _started_ns(run) if seconds[_second(run)] > 1 else 0, run.name))
+    count_of = Counter(map(_second, runs))
+
+    def begun(run: Path) -> tuple[str, int, str]:
+        second = _second(run)
+        return second, _started_ns(run) if count_of[second] > 1 else 0, run.name
+
+    return sorted(runs, key=begun)
 
 
 def _second(run: Path) -> str:

@@ -4,10 +4,19 @@ import json
 import shutil
 import time
 
+import pyarrow as pa
+
 from recup.spool import Spool
 from tests.unit.written_runs import let_go, write
 
-__all__ = ["edit_status", "left_by_a_killed_server", "write"]
+__all__ = ["edit_status", "left_by_a_killed_server", "rows", "write"]
+
+
+def rows(spool, table_name):
+    """Rows of a spool's table as the columns say, after everything is written."""
+    assert spool.flush()
+    path = spool.directory / f"{table_name}.arrows"
+    return pa.ipc.open_stream(path.read_bytes()).read_all().to_pylist() if path.exists() else []
 
 
 def edit_status(directory, **changes):

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 
-import pyarrow as pa
 import pytest
 
 from recup.capture import accelerators, host, machine
@@ -14,6 +13,7 @@ from recup.capture.host import record_process, record_process_in_background
 from recup.capture.machine import Mount
 from recup.schema import TABLES, Accelerator
 from recup.spool import Spool
+from tests.unit.spooled import rows
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +37,6 @@ def tree(tmp_path):
         return root
 
     return write
-
-
-def rows(spool, table_name):
-    """Rows of a spool's table as the columns say, after everything is written."""
-    assert spool.flush()
-    path = spool.directory / f"{table_name}.arrows"
-    return pa.ipc.open_stream(path.read_bytes()).read_all().to_pylist() if path.exists() else []
 
 
 # ---------------------------------------------------------------- the entry point

@@ -10,7 +10,6 @@ import traceback
 import types
 import weakref
 
-import pyarrow as pa
 import pytest
 from dask._task_spec import Task
 
@@ -18,6 +17,7 @@ from recup.capture import threads
 from recup.capture.threads import CountedNode, counting
 from recup.schema import ClockSample
 from recup.spool import Spool
+from tests.unit.spooled import rows
 
 IO = b"rchar: %d\nwchar: %d\nsyscr: %d\nsyscw: %d\nread_bytes: %d\nwrite_bytes: %d\ncancelled_write_bytes: 0\n"
 
@@ -68,12 +68,6 @@ def counted(spool, function, *arguments, key="k", run_id=5):
     counting(spool)[1](task)
     assert type(task.run_spec) is CountedNode
     return task
-
-
-def rows(spool, table):
-    spool.flush()
-    path = spool.directory / f"{table}.arrows"
-    return pa.ipc.open_stream(path.read_bytes()).read_all().to_pylist() if path.exists() else []
 
 
 def outcomes(spool):

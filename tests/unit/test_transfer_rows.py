@@ -3,12 +3,12 @@
 import types
 from collections import deque
 
-import pyarrow as pa
 import pytest
 
 from recup.capture import transfers
 from recup.capture.transfers import tap_transfers
 from recup.spool import Spool
+from tests.unit.spooled import rows
 
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)
@@ -36,12 +36,6 @@ def worker():
 
 def entry(keys, who="tcp://a:1", **more):
     return {"start": 1.0, "stop": 2.5, "who": who, "keys": keys, "total": 30, "duration": 1.5, **more}
-
-
-def rows(spool, table):
-    spool.flush()
-    with pa.ipc.open_stream((spool.directory / f"{table}.arrows").read_bytes()) as reader:
-        return reader.read_all().to_pylist()
 
 
 def test_each_entry_is_a_row_and_one_per_result(spool, worker):

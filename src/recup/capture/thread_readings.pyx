@@ -9,10 +9,11 @@ in this order, is told there.
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID
 
 from recup.capture.attributes cimport Place, put_slot, slot
 from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
+from recup.capture.clocks cimport now
 from recup.columns cimport Slots, keep
 
 cdef extern from "sys/resource.h" nogil:
@@ -49,12 +50,6 @@ cdef extern from "Python.h":
     void PyErr_Restore(PyObject*, PyObject*, PyObject*)
 
 DEF IO_COUNTERS = 6     # rchar, wchar, syscr, syscw, read_bytes, write_bytes
-
-
-cdef inline int64_t now(int clock) noexcept nogil:
-    cdef timespec time
-    clock_gettime(clock, &time)
-    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
 
 
 cdef inline int64_t microseconds(timeval time) noexcept nogil:

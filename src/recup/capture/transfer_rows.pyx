@@ -6,8 +6,9 @@ this could not be built.
 """
 
 from libc.stdint cimport int64_t
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_REALTIME
 
+from recup.capture.clocks cimport now
 from recup.columns cimport Slots, keep
 
 
@@ -33,7 +34,6 @@ cdef class TransferRows:
             self.is_off = self.failed("transfer", reason, "transfers")
 
     cdef int take(self, str direction, dict entry) except -1:
-        cdef timespec now
         cdef Slots transfers = self.transfers, keys = self.keys
         cdef int64_t number = self.incoming_count + self.outgoing_count
         cdef int64_t* row
@@ -44,9 +44,8 @@ cdef class TransferRows:
         peer = entry["who"]
         if peer is not None and type(peer) is not str:
             peer = str(peer)
-        clock_gettime(CLOCK_REALTIME, &now)
         row = transfers.add()
-        row[0], row[1] = <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, number
+        row[0], row[1] = now(CLOCK_REALTIME), number
         row[4], row[5], row[6], row[7], row[8], row[9] = start_s, stop_s, size, on_wire, len(moved), delay_s
         keep(row, 2, direction)
         keep(row, 3, peer)

@@ -16,10 +16,11 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.sequence cimport PySequence_Fast, PySequence_Fast_GET_SIZE, PySequence_Fast_ITEMS
 from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_REALTIME
 
 from recup.capture.attributes cimport Place, slot
 from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
+from recup.capture.clocks cimport now
 from recup.columns cimport Slots, keep
 
 cdef extern from "Python.h":
@@ -28,11 +29,9 @@ cdef extern from "Python.h":
 DEF KINDS = 12
 
 
-cdef inline int64_t now() noexcept nogil:
+cdef inline int64_t moment_ns() noexcept nogil:
     """Return the time in nanoseconds, rounded down to whole microseconds."""
-    cdef timespec time
-    clock_gettime(CLOCK_REALTIME, &time)
-    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec // 1000 * 1000
+    return now(CLOCK_REALTIME) // 1000 * 1000
 
 
 cdef inline object told(dict named, object name):
@@ -169,7 +168,7 @@ cdef class SchedulerHook(Hook):
                 run_id = self.transitions.whole(6, slot(&RUN_ID, <object>found, "run_id"))
             worker, is_end = told(named, "worker"), True
         stimulus_id = told(named, "stimulus_id")
-        moment = now()
+        moment = moment_ns()
         row = self.transitions.add()
         row[0], row[6] = moment, run_id
         keep(row, 1, key)
@@ -271,7 +270,7 @@ cdef class WorkerHook(Hook):
             reached, run_id = slot(&TASK_STATE, task, "state"), slot(&TASK_RUN_ID, task, "run_id")
             number = self.transitions.whole(2, run_id)
         told_state = None if reached == finish else reached
-        moment = now()
+        moment = moment_ns()
         row = self.transitions.add()
         row[0], row[2] = moment, number
         keep(row, 1, key)
