@@ -34,18 +34,18 @@ PROGRAMS = {
             __import__('ctypes').PyDLL(None).usleep(1_800_000)  # PyDLL keeps the GIL
             return x
         with local() as cluster, Client(cluster) as client:
-            wait(client.map(slow, range(50), t=0.05))
+            wait(client.map(slow, range(80), t=0.05))
             wait(client.map(hold, range(2)))
-            wait(client.map(slow, range(50, 100), t=0.05))
+            wait(client.map(slow, range(80, 160), t=0.05))
     """,
     "loop_blocked": """
         async def nap(x):
             time.sleep(1.8)
             return x
         with local() as cluster, Client(cluster) as client:
-            wait(client.map(slow, range(50), t=0.05))
+            wait(client.map(slow, range(80), t=0.05))
             wait(client.map(nap, range(2)))
-            wait(client.map(slow, range(50, 100), t=0.05))
+            wait(client.map(slow, range(80, 160), t=0.05))
     """,
     "no_such_resource": """
         with local() as cluster, Client(cluster) as client:

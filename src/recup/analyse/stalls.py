@@ -2,7 +2,7 @@
 
 Covers stretches in which the event loop of a scheduler or worker was late, as recup's own
 timer and Dask's log tell.  A timer sees a stall only when it is due in it: once a second, so
-stalls of a second and more are all seen, shorter ones by chance; and it sees the part of it
+stalls of 1.25 s and more are all seen, shorter ones by chance; and it sees the part of it
 after it was due, so that durations are at least what is said.
 
 A task can stall the loop of its process by holding the GIL in one long call, or, as a
@@ -226,7 +226,7 @@ def _unexplained(processes: pa.Table) -> Conclusion | None:
 def _basis(run: Run, stall_count: int) -> str:
     parts = [
         "It stands on a timer of each loop, due once a second: stalls are at least as long as said, and those shorter "
-        "than a second are seen by chance."
+        "than 1.25 s are seen by chance."
     ]
     silenced, counted, contention = run.sql(
         """

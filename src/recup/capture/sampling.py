@@ -1,8 +1,9 @@
-"""Once a second: clocks, and the state of the process, the scheduler or the worker.
+"""Once a second: clocks, lag of the event loop, and the state of the process, the scheduler or the worker.
 
-Covers the timer on the event loop and what it reads.  Where a sample takes long (many
-workers), the timer slows down so that sampling stays below half a percent of the time.
-It does not cover changes between samples: those are rows of their own tables.
+Covers the timer on the event loop and what it reads.  Where a sample of the state takes long
+(many workers) it is left out at some ticks, so that sampling stays below half a percent of a
+core; clocks and lag are taken at every one, or stalls would go unseen.  It does not cover
+changes between samples: those are rows of their own tables.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from recup.schema import ClockSample
+from recup.schema import ClockSample, Sample
 from recup.spool import Spool
 
 Put = Callable[[str, str | None, float], None]
@@ -24,40 +25,34 @@ _SHARE = 0.005
 
 
 class Sampler:
-    """A timer on the running event loop that calls `read(put, lag_s)` about once a second.
+    """A timer on the running event loop that calls `read(put)` about once a second.
 
     Parameters
     ----------
     read : callable
-        Takes a function ``put(metric, subject, value)`` and the lag of the event loop:
-        by how much the timer came late.
+        Takes a function ``put(metric, subject, value)``.
     delay : callable, optional
         Returns Dask's scheduler_delay of a worker.
-    alive : callable, optional
-        When it returns False the sampler stops and calls `ended`.
     """
 
     def __init__(
         self,
         spool: Spool,
-        read: Callable[[Put, float], None],
+        read: Callable[[Put], None],
         delay: Callable[[], float] | None = None,
-        ended: Callable[[], Any] | None = None,
     ):
         self._spool = spool
         self._read = spool.guard("sample", read, table_name="samples")
         self._delay = delay
-        self._ended = ended
         self._handle: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._due = self._rests_until = 0.0
         self._running = False
 
     def start(self) -> None:
         """Sample now and from now on."""
         self._loop = asyncio.get_running_loop()
         self._running = True
-        self._due = self._loop.time()
-        self._tick()
+        self._sample_and_wait(time.time_ns())
 
     def stop(self) -> bool:
         """Take a last sample and stop; False when it had stopped before."""
@@ -69,27 +64,42 @@ class Sampler:
         self.sample()
         return True
 
-    def sample(self, lag_s: float = 0.0) -> None:
-        """Take one sample of everything."""
-        now, put_row = time.time_ns(), self._spool.extender("samples")
+    def sample(self) -> None:
+        """Take one sample of everything but the lag, which only a timer has."""
+        self._sample(time.time_ns())
+
+    def _tick(self) -> None:
+        begun, now = self._loop.time(), time.time_ns()
+        self._spool.put(Sample(now, "event_loop_lag_s", None, max(0.0, begun - self._due)))
+        if begun >= self._rests_until:
+            self._sample_and_wait(now)
+        else:
+            self._put_clocks(now)
+            self._wait()
+
+    def _sample_and_wait(self, now: int) -> None:
+        begun_s = time.thread_time()  # of a core, not of a clock: a loop that waits for its GIL does not sample
+        self._sample(now)
+        self._rests_until = self._loop.time() + (time.thread_time() - begun_s) / _SHARE
+        self._wait()
+
+    def _wait(self) -> None:
+        self._due = self._loop.time() + INTERVAL_S
+        self._handle = self._loop.call_at(self._due, self._tick)
+
+    def _sample(self, now: int) -> None:
+        put_row = self._spool.extender("samples")
 
         def put(metric: str, subject: str | None, value: float) -> None:
             put_row((now, metric, subject, value))
 
-        delay = self._delay() if self._delay is not None else None
-        self._spool.put(ClockSample(now, time.monotonic_ns(), delay))
-        self._read(put, lag_s)
+        self._put_clocks(now)
+        self._read(put)
         self._spool.limit()
 
-    def _tick(self) -> None:
-        begun = self._loop.time()
-        if self._ended is not None and self._ended():
-            self._running = False
-            return
-        self.sample(max(0.0, begun - self._due))
-        interval = max(INTERVAL_S, (self._loop.time() - begun) / _SHARE)
-        self._due = self._loop.time() + interval
-        self._handle = self._loop.call_at(self._due, self._tick)
+    def _put_clocks(self, now: int) -> None:
+        delay = self._delay() if self._delay is not None else None
+        self._spool.put(ClockSample(now, time.monotonic_ns(), delay))
 
 
 def process_samples(put: Put) -> None:

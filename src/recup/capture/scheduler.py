@@ -256,8 +256,7 @@ class RecupScheduler(SchedulerPlugin):
                 "recup came when tasks were there: what they did before is unknown",
             )
 
-    def _sample(self, put: Callable[[str, str | None, float], None], lag_s: float) -> None:
-        put("event_loop_lag_s", None, lag_s)
+    def _sample(self, put: Callable[[str, str | None, float], None]) -> None:
         process_samples(put)
         scheduler_samples(put, self._scheduler)
         self._spool.counters["transitions_dask"] = self._scheduler.transition_counter - self._counted_before

@@ -108,9 +108,8 @@ class RecupWorker(WorkerPlugin):
             await session.closed_soon(self._spool)
             logs.detach(self._spool)
 
-    def _sample(self, put: Callable[[str, str | None, float], None], lag_s: float) -> None:
+    def _sample(self, put: Callable[[str, str | None, float], None]) -> None:
         worker, spool = self._worker, self._spool
-        put("event_loop_lag_s", None, lag_s)
         process_samples(put)
         worker_samples(put, worker)
         recorded, compound = self._counts()
