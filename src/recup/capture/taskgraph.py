@@ -17,6 +17,11 @@ from typing import Any
 from recup.capture.text import json_text
 from recup.spool import Spool
 
+_WAITING_TASKS = 8192
+"""Tasks of one graph read at a time: their rows are written before more are, or memory would grow with the graph."""
+_PATIENCE_S = 0.1
+"""A disk that takes longer for these is not waited for again by this graph."""
+
 GraphReader = Callable[[int, Iterable[Any], bool], tuple[int, str | None, str | None]]
 
 try:
@@ -63,6 +68,7 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
         new_count = 0
         span_id: str | None = None
         degraded = 0
+        is_written_soon = True
         function_before: Any = names  # the function of no task
         group_before: Any = None
         name = prefix_name = group_name = None
@@ -100,6 +106,8 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
                     json_text(annotations) if annotations else None, _restrictions(task), task.retries, bool(task.actor),
                 )
             )  # fmt: skip
+            if is_written_soon and new_count % _WAITING_TASKS == 0:
+                is_written_soon = spool.flush(_PATIENCE_S)
         if degraded:
             spool.lose("degraded", "tasks", "the function of some tasks could not be read", degraded)
         return new_count, span_id, _span_names(scheduler, span_id)
