@@ -43,13 +43,30 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_ITERABLE_COROUTINE
 from pathlib import Path
 from typing import Any
 
 import dask
 
 from recup.capture import threads
+from recup.capture.function_entries import (
+    BUILTIN,
+    CHILDREN,
+    CONTEXT,
+    COUNT,
+    INDEX,
+    NOTHING,
+    OWN,
+    PRIMITIVE,
+    TAG,
+    TOTAL,
+    Entry,
+    Values,
+    called_functions,
+    is_coroutine,
+    name_of,
+    statistics_of,
+)
 from recup.schema import FunctionCall
 from recup.spool import Spool
 
@@ -62,9 +79,6 @@ _ENTRY_POINTS = (
     "start", "clear_stats", "get_func_stats", "get_thread_stats", "set_clock_type", "set_tag_callback",
     "set_context_backend", "set_context_id_callback",
 )  # fmt: skip
-_COROUTINE = CO_COROUTINE | CO_ASYNC_GENERATOR | CO_ITERABLE_COROUTINE
-_OWN_FILES = (str(Path(__file__).parents[1]) + os.sep, "<recup ")
-_OWN_MODULES = {"yappi", "_yappi", "_contextvars"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -208,12 +222,8 @@ class _Thread:
         self.context: int | None = None
 
 
-_Raw = tuple[Any, ...]
 _Identity = tuple[int, int, int]
-_COUNT, _PRIMITIVE, _BUILTIN, _TOTAL, _OWN, _INDEX, _CHILDREN, _CONTEXT, _TAG, _CODE = 3, 4, 5, 6, 7, 8, 9, 10, 12, 13
-_Values = tuple[int, int, float, float]
-_NOTHING: _Values = (0, 0, 0.0, 0.0)
-"""Calls, calls that were no recursion, own and total seconds."""
+"""Context, tag and index of an entry."""
 
 
 class _Profiler:
@@ -237,8 +247,8 @@ class _Profiler:
         self._threads: list[_Thread] = []
         self._loops: dict[int, _Server | None] = {}
         self._contexts: dict[int, int] = {}
-        self._readings: dict[int, tuple[list[_Raw], bool]] = {}
-        self._written: dict[_Identity, _Values] = {}
+        self._readings: dict[int, tuple[list[Entry], bool]] = {}
+        self._written: dict[_Identity, Values] = {}
         self._too_many: set[_Identity] = set()
         self._loops_read_at_s = 0.0
         self._is_off = False
@@ -384,7 +394,7 @@ class _Profiler:
 
     # ------------------------------------------------------------ reading
 
-    def _entries(self, chosen: dict[str, int]) -> list[_Raw]:
+    def _entries(self, chosen: dict[str, int]) -> list[Entry]:
         """Return Yappi's entries, read while no other thread of the process runs."""
         found: list[Any] = []
         collects = gc.isenabled()
@@ -444,32 +454,31 @@ class _Profiler:
                     if not self._is_off:
                         self._save(each)
 
-    def _put_growth(self, entries: list[_Raw], is_loop: bool) -> None:
-        now, (own, called) = time.time_ns(), _called(entries)
+    def _put_growth(self, entries: list[Entry], is_loop: bool) -> None:
+        now, (own, called) = time.time_ns(), called_functions(entries)
         for entry in entries:
-            code, tag = entry[_CODE], entry[_TAG]
-            if entry[_INDEX] in own:
+            tag = entry[TAG]
+            if entry[INDEX] in own:
                 continue
-            thread = self._contexts.get(entry[_CONTEXT])
+            thread = self._contexts.get(entry[CONTEXT])
             server, prefix = self._meanings.get(tag) or (self._loop_server(thread), None)
             if server is None:
                 continue
-            identity = (entry[_CONTEXT], tag, entry[_INDEX])
-            if entry[_BUILTIN]:
-                values = called.get(entry[_INDEX], _NOTHING)
+            identity = (entry[CONTEXT], tag, entry[INDEX])
+            if entry[BUILTIN]:
+                values = called.get(entry[INDEX], NOTHING)
             else:
                 values = self._values(entry, identity, is_loop)
-            before = self._written.get(identity, _NOTHING)
+            before = self._written.get(identity, NOTHING)
             if values[0] < before[0]:
                 server.spool.lose("gap", "function_calls", "Yappi's statistics were cleared by the program")
-                before = _NOTHING
+                before = NOTHING
             if values != before:
                 self._written[identity] = values
                 growth = [new - old for new, old in zip(values, before, strict=True)]
-                is_coroutine = bool(getattr(code, "co_flags", 0) & _COROUTINE)
-                kind = "coroutine" if is_coroutine and prefix is None else "other" if prefix is None else "task"
-                place = (None, None) if entry[_BUILTIN] else (str(entry[1]), int(entry[2]))
-                row = FunctionCall(now, self.settings.clock, prefix, thread, kind, _name(entry), *place, *growth)
+                kind = "coroutine" if is_coroutine(entry) and prefix is None else "other" if prefix is None else "task"
+                place = (None, None) if entry[BUILTIN] else (str(entry[1]), int(entry[2]))
+                row = FunctionCall(now, self.settings.clock, prefix, thread, kind, name_of(entry), *place, *growth)
                 server.spool.put(row)
 
     def _loop_server(self, thread: int | None) -> _Server | None:
@@ -479,15 +488,15 @@ class _Profiler:
         server = self._loops[thread]
         return server or next((each for each in self.servers if each.role == "client"), None)
 
-    def _values(self, entry: _Raw, identity: _Identity, is_loop: bool) -> _Values:
+    def _values(self, entry: Entry, identity: _Identity, is_loop: bool) -> Values:
         """Return calls, calls that were no recursion, own and total time of an entry."""
-        count, primitive, total, own = entry[_COUNT], entry[_PRIMITIVE], entry[_TOTAL], entry[_OWN]
+        count, primitive, total, own = entry[COUNT], entry[PRIMITIVE], entry[TOTAL], entry[OWN]
         if is_loop:
             if count == 1 and primitive == 0:
                 self._too_many.add(identity)  # it has been called and has not returned
             if count == primitive or identity in self._too_many:
                 # What a running function has called stands against its own time until it returns.
-                own = max(0.0, total - sum(child[3] for child in entry[_CHILDREN]))
+                own = max(0.0, total - sum(child[3] for child in entry[CHILDREN]))
             count -= identity in self._too_many
         return count, primitive, own, total
 
@@ -498,16 +507,16 @@ class _Profiler:
         directory = server.run_directory / "foreign" / "yappi"
         try:
             every = self._entries({})
-            own, called = _called(every)
+            own, called = called_functions(every)
             entries = [
                 entry
                 for entry in every
                 if self._belongs(entry, server)
-                and (entry[_INDEX] in called if entry[_BUILTIN] else entry[_INDEX] not in own)
+                and (entry[INDEX] in called if entry[BUILTIN] else entry[INDEX] not in own)
             ]
             if not entries:
                 return
-            statistics = self._statistics(entries)
+            statistics = statistics_of(self._yappi, self.settings.clock, entries)
             directory.mkdir(parents=True, exist_ok=True)
             name = re.sub(r"[^\w.-]", "_", server.spool.server_id)
             statistics.save(str(directory / f"{name}.pstat"), "pstat")
@@ -518,75 +527,10 @@ class _Profiler:
         except Exception as reason:  # noqa: BLE001 - the rows are written, the files are an extra
             server.spool.lose("not_captured", None, f"files of Yappi in {directory}: {reason!r}"[:300])
 
-    def _belongs(self, entry: _Raw, server: _Server) -> bool:
-        meaning = self._meanings.get(entry[_TAG])
-        owner = meaning[0] if meaning else self._loop_server(self._contexts.get(entry[_CONTEXT]))
+    def _belongs(self, entry: Entry, server: _Server) -> bool:
+        meaning = self._meanings.get(entry[TAG])
+        owner = meaning[0] if meaning else self._loop_server(self._contexts.get(entry[CONTEXT]))
         return owner is server
-
-    def _statistics(self, entries: list[_Raw]) -> Any:
-        """Return entries as Yappi's own class, as its `get_func_stats` does from what it reads itself."""
-        yappi = self._yappi
-        statistics = yappi.YFuncStats()
-        statistics._clock_type = self.settings.clock
-        for entry in entries:
-            statistics._enumerator((*entry[:_CHILDREN], list(entry[_CHILDREN]), *entry[_CHILDREN + 1 :]))
-        for each in statistics:
-            children = yappi.YChildFuncStats()
-            for child in each.children:
-                callee = statistics[child[0]]
-                if callee is not None:
-                    names = (callee.builtin, callee.full_name, callee.module, callee.lineno, callee.name)
-                    children.append(yappi.YChildFuncStat((*child, callee.ttot / callee.ncall, *names)))
-            each.children = children
-        statistics.sort("totaltime", "desc")
-        return statistics
-
-
-def _called(entries: list[_Raw]) -> tuple[set[int], dict[int, _Values]]:
-    """Return the indices of recup's own functions, and what the others called, by index.
-
-    Recup's own are those in its files, and what those call alone that never call a program's
-    code.  Around a task recup calls built-in functions too: those have no caller here, for
-    what calls them was entered before the hook was in.
-    """
-    own = {entry[_INDEX] for entry in entries if _is_own(entry)}
-    closed = {entry[_INDEX] for entry in entries if _is_own(entry) and _calls_no_program(entry)}
-    while True:
-        by_own: dict[int, int] = {}
-        for entry in entries:
-            if entry[_INDEX] in closed:
-                for index, count, *_ in entry[_CHILDREN]:
-                    by_own[index] = by_own.get(index, 0) + count
-        more = {e[_INDEX] for e in entries if by_own.get(e[_INDEX], -1) >= e[_COUNT] and not e[_BUILTIN]} - closed
-        if not more:
-            break
-        own |= more
-        closed |= more
-    found: dict[int, list[float]] = {}
-    for entry in entries:
-        if entry[_INDEX] not in own:
-            for index, count, primitive, total, self_s in entry[_CHILDREN]:
-                sums = found.setdefault(index, [0, 0, 0.0, 0.0])
-                for place, value in enumerate((count, primitive, self_s, total)):
-                    sums[place] += value
-    return own, {index: (int(a), int(b), c, d) for index, (a, b, c, d) in found.items()}
-
-
-def _is_own(entry: _Raw) -> bool:
-    return entry[1].startswith(_OWN_FILES) or entry[1] in _OWN_MODULES or os.path.basename(entry[1]) == "yappi.py"
-
-
-def _calls_no_program(entry: _Raw) -> bool:
-    return os.path.basename(entry[1]) in ("sampling.py", "spool.py") or "meet_thread" in _name(entry)
-
-
-def _name(entry: _Raw) -> str:
-    """Return the qualified name; a built-in function with its module, as Python shows it."""
-    code = entry[_CODE]
-    if not entry[_BUILTIN]:
-        return str(getattr(code, "co_qualname", entry[0]))
-    name = str(getattr(code, "__qualname__", entry[0]))
-    return name if entry[1] == "builtins" else f"{entry[1]}.{name}"
 
 
 _profiler: _Profiler | None = None
