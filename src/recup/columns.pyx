@@ -227,7 +227,7 @@ cdef class KeyNumbers:
         return found
 
     cdef int32_t number_shown(self, object key) except -1:
-        text = (<str?>self.show(key)).encode("utf-8", "backslashreplace")
+        text = as_text(self.show(key)).encode("utf-8", "backslashreplace")
         whole = text + type(key).__name__.encode("utf-8", "backslashreplace")
         return self.texts.number(PyBytes_AS_STRING(whole), len(whole), len(text))
 
@@ -333,8 +333,7 @@ cdef class Slots:
 
         Those that were ready before are let go.
         """
-        self.release(self.ready, self.ready_count)
-        self.ready_count = 0
+        self.let_go()
         if self.place == self.taken_count:
             if self.taken_capacity > KEPT_ROWS:
                 free(self.taken)
@@ -346,6 +345,12 @@ cdef class Slots:
         self.ready_count = min(self.taken_count - self.place, TAKEN_ROWS)
         self.place += self.ready_count
         return self.ready_count
+
+    def let_go(self):
+        """Let go of the rows that are ready: they have been written."""
+        cdef size_t count = self.ready_count
+        self.ready_count = 0
+        self.release(self.ready, count)
 
     def drop_oldest(self, size_t row_limit):
         """Drop rows down to half the limit when more wait that no one takes yet; returns the number of rows dropped."""

@@ -18,13 +18,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import dask.config
-import psutil
 
 from recup.errors import MissingExtra, RecupError
 from recup.rundir import create_run, update_manifest
@@ -108,22 +107,24 @@ def run_program(
     RecupError
         The run directory cannot be made, or the program cannot be started.
     """
+    from recup.capture.redaction import redacted_arguments
+
     profile = _profile_variables(*yappi) if yappi is not None else {}
     try:
-        run_directory = create_run(root, way="run", command=command)
+        run_directory = create_run(root, way="run", command=redacted_arguments(command))
     except OSError as reason:
         raise RecupError(
             f"The run cannot be recorded under {root}: {reason.strerror}. Name another place with --root or $RECUP_ROOT."
         ) from reason
     environment = recording_environment(run_directory, os.environ) | profile
     asked_in_vain = _ask_for_darshan(run_directory, darshan) if darshan is not None else ""
-    with _signals_forwarded() as children:
+    with _signals_forwarded() as forward_to:
         try:
             process = subprocess.Popen(command, env=environment)
         except OSError as reason:
             shutil.rmtree(run_directory, ignore_errors=True)
             raise NotRunnable(f"{command[0]} could not be started: {reason.strerror}.") from reason
-        children.append(process)
+        forward_to(process)
         spool = _describe_launch(run_directory, script)
         if spool is not None and asked_in_vain:
             spool.lose("not_captured", "io_logs", asked_in_vain)
@@ -189,24 +190,32 @@ def _describe_launch(run_directory: Path, script: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _signals_forwarded() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Pass signals on to the program.  Ctrl-C reaches it from the terminal by itself.
+def _signals_forwarded() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Pass signals on to the program that is named, also those from before.  Ctrl-C reaches it from the terminal by itself.
 
     One that is ignored here, as under nohup, stays so: the program inherits that, but no handler.
     """
     children: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and _in_foreground():
             return
+        if not children:
+            early.append(number)
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
+    def forward_to(child: subprocess.Popen[bytes]) -> None:
+        children.append(child)
+        for number in early:
+            child.send_signal(number)
+
     heeded = [number for number in (*_FORWARDED, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, forward) for number in heeded}
     try:
-        yield children
+        yield forward_to
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -233,23 +242,16 @@ def wait_for_stragglers(run_directory: Path, timeout_s: float = _STRAGGLERS_S) -
 
 
 def _writers(run_directory: Path) -> list[int]:
-    """Return process ids that have not closed their spool and were alive a moment ago."""
-    alive = []
-    for status in run_directory.glob("spool/*/status.json"):
+    """Return the other processes of this host that may still write to the run."""
+    from recup.spool_status import is_written
+
+    alive = set()
+    for path in run_directory.glob("spool/*/status.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            content = json.loads(status.read_text())
-            recent = time.time_ns() - content["time_ns"] < 5_000_000_000
-            here = content["hostname"] == socket.gethostname() and content["pid"] != os.getpid()
-            if here and recent and not content["closed"] and _is_running(content["pid"]):
-                alive.append(int(content["pid"]))
-    return sorted(set(alive))
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+            status = json.loads(path.read_text())
+            if status["hostname"] == socket.gethostname() and status["pid"] != os.getpid() and is_written(status):
+                alive.add(int(status["pid"]))
+    return sorted(alive)
 
 
 def collect_local_spools(run_directory: Path) -> None:

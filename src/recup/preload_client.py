@@ -21,12 +21,22 @@ def _write_then_die(number: int, frame: FrameType | None) -> None:
     try:
         from recup.spool import flush_all
 
-        flush_all(timeout_s=2.0)
+        # In a thread of its own: the main one may have been interrupted in a flush, holding what this one waits for.
+        writing = threading.Thread(target=flush_all, args=(2.0,), daemon=True)
+        writing.start()
+        writing.join(2.0)
     finally:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
+def _forget_handler() -> None:
+    """In a forked child: it has nothing to write, and its parent may wait for its end."""
+    if signal.getsignal(signal.SIGTERM) is _write_then_die:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 profile_calling_thread()
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
     signal.signal(signal.SIGTERM, _write_then_die)
+    os.register_at_fork(after_in_child=_forget_handler)

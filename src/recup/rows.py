@@ -86,6 +86,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self._values) // self._width + (0 if self._slots is None else len(self._slots))
 
+    @property
+    def value_count(self) -> int:
+        """Values that wait."""
+        return len(self._values) + (0 if self._slots is None else self._width * len(self._slots))
+
     def slots(self) -> compiled.Slots:
         """Return where compiled hooks put rows of this table."""
         if self._slots is None:
@@ -100,6 +105,11 @@ class Rows:
         if values or self._slots is None:
             return values, len(values) // self._width
         return self._slots, self._slots.take()
+
+    def let_go(self) -> None:
+        """Let go of the rows taken last: they have been written, and the keys in them may be large."""
+        if self._slots is not None:
+            self._slots.let_go()
 
     def drop_oldest(self, value_limit: int) -> int:
         """Drop rows down to half the limit when more values than that wait; returns the number of rows dropped."""

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -74,6 +75,11 @@ def create_run(root: Path, *, way: str, command: list[str] | None = None, run_id
     }
     write_manifest(path, manifest)
     return path
+
+
+def local_directory(run_name: str) -> Path:
+    """Return where on this host a process puts what it cannot put into a run; each user's own, as hosts are shared."""
+    return Path(tempfile.gettempdir()) / f"recup-{os.getuid()}" / run_name
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:

@@ -15,12 +15,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import json
 import logging
 import os
-import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -29,9 +28,9 @@ from typing import Any
 from recup.arrow_stream import ArrowStream
 from recup.rows import Rows, best_form
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
+from recup.spool_status import StatusFile
 
 logger = logging.getLogger("recup")
-_HOSTNAME = socket.gethostname()
 
 FLUSH_INTERVAL_S = 0.8
 """A killed process loses at most the rows of this long (the promise is one second).
@@ -42,7 +41,11 @@ _BUFFERED_VALUES_LIMIT = 20_000_000
 _INTERNED_KEYS_LIMIT = 65_536
 """Keys remembered at a time; a key met again later is written again under a new number."""
 _LINGER_S = 10.0
-"""How long a closed spool still takes rows, e.g. of task threads that outlive their worker."""
+"""How long a closed spool is kept at hand; rows of task threads that outlive their worker are looked for after it too."""
+_REST_S = 3.0
+"""A file nothing was written to for this long is closed: descriptors are the program's, and it may need many."""
+_LOSSES_LIMIT = 200
+"""Different losses told of one flush; further ones are added up without their details."""
 
 KEY_COLUMNS = (
     Column("Number of the key in this spool", name="key_id", kind="int64"),
@@ -62,33 +65,54 @@ def key_text(key: Any) -> str:
 
 
 class _TableFile:
-    """One table's file: appends whole batches, or nothing."""
+    """One table's file: appends whole batches, or nothing.
+
+    Attributes
+    ----------
+    is_torn : bool
+        Whether its end is not that of a batch, and could not be made so.
+    """
 
     def __init__(self, path: Path, stream: ArrowStream):
         self.path = path
         self.stream = stream
         self.row_count = 0
+        self.is_torn = False
         self._descriptor = -1
+        self._inode = -1
         self._size = 0
+        self._written_at_s = 0.0
 
     def write(self, data: bytes, row_count: int) -> None:
-        """Append one batch.  On OSError the file ends where it ended before."""
-        if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
-            lost, self.row_count = self.row_count, 0
-            self.close()
-            raise FileNotFoundError(errno.ENOENT, f"removed while being written, with {lost} rows", str(self.path))
+        """Append one batch.  On OSError the file ends where it ended before, or `is_torn`."""
         if self._descriptor < 0:
             self._open()
+        elif os.fstat(self._descriptor).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "removed while being written", str(self.path))
         try:
             self._append(data)
         except OSError:
-            with contextlib.suppress(OSError):
+            try:
                 os.ftruncate(self._descriptor, self._size)
+            except OSError:
+                self.is_torn = True
             raise
         self._size += len(data)
         self.row_count += row_count
+        self._written_at_s = time.monotonic()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the file that was written is no longer at its path."""
+        try:
+            return self._inode >= 0 and os.stat(self.path).st_ino != self._inode
+        except OSError:
+            return True
 
     def _open(self) -> None:
+        if self._inode >= 0:
+            self._open_again()
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         try:
@@ -97,6 +121,7 @@ class _TableFile:
             header = self.stream.header()
             self._append(header)
             self._size = len(header)
+            self._inode = os.fstat(self._descriptor).st_ino
         except OSError:
             if self._descriptor >= 0:
                 with contextlib.suppress(OSError):
@@ -104,65 +129,25 @@ class _TableFile:
                 self.close()
             raise
 
+    def _open_again(self) -> None:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        found = os.fstat(self._descriptor)
+        if (found.st_ino, found.st_size) != (self._inode, self._size):
+            self.close()
+            raise FileNotFoundError(errno.ENOENT, "replaced while being written", str(self.path))
+
     def _append(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
 
-    def close(self) -> None:
-        """Close the file; a later write opens a new one if the path is free."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-
-
-class _StatusFile:
-    """``status.json``: what the server took, wrote and lost, rewritten in place at each flush.
-
-    It has a fixed size and its block exists from the start, so it can be kept true on a
-    full disk, where nothing can be appended.  Its last time tells when a killed process
-    was last alive.
-    """
-
-    SIZE = 4096
-
-    def __init__(self) -> None:
-        self._descriptor = -1
-        self._last: tuple[Any, ...] = ()
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it has never been written."""
-        return not self._last
-
-    def write(self, spool: Spool) -> None:
-        """Bring the file up to date; a flush on request does not write it again at once when nothing changed."""
-        closed = spool.closed_at_s is not None
-        with spool._losing:
-            lost = {f"{kind}:{table}": entry[0] if entry[2] else -1 for (kind, table), entry in spool._lost.items()}
-        state = (closed, spool.row_counts, lost, dict(spool.counters))
-        now = time.time_ns()
-        if self._last and self._last[1] == state and now - self._last[0] < 700_000_000:
-            return
-        content = {
-            "time_ns": now, "hostname": _HOSTNAME, "role": spool.role, "server_id": spool.server_id, "pid": os.getpid(), "closed": closed,
-            "row_counts": state[1], "unwritten_losses": lost, "counters": state[3],
-        }  # fmt: skip
-        try:
-            if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
-                self.close()
-            if self._descriptor < 0:
-                spool.directory.mkdir(parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-                self._descriptor = os.open(spool.directory / "status.json", flags, 0o644)
-            os.pwrite(self._descriptor, json.dumps(content).encode().ljust(self.SIZE - 1)[: self.SIZE - 1] + b"\n", 0)
-            self._last = (now, state)
-        except OSError:
+    def rest(self, now_s: float) -> None:
+        """Close the file when nothing was written for a while; the next write opens it again."""
+        if self._descriptor >= 0 and now_s - self._written_at_s > _REST_S:
             self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a later write opens it again."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             with contextlib.suppress(OSError):
@@ -192,13 +177,13 @@ class Spool:
         self._rows: dict[str, Rows] = {}
         self._files: dict[str, _TableFile] = {}
         self._epoch = 0
-        self._status = _StatusFile()
+        self._status = StatusFile()
         self.closed_at_s: float | None = None
         self.counters: dict[str, float] = {}
         self.describing: threading.Thread | None = None
         self.prepare: list[Callable[[], None]] = []  # by the writer thread, before each flush
         self.limits: list[Callable[[], None]] = []  # by `limit`: cut what waits elsewhere for the writer thread
-        self._lost: dict[tuple[str, str], list[Any]] = {}
+        self._lost: dict[tuple[str, str, str, bool], int] = {}
         # Held for a few steps only; a signal's handler may lose something while its thread holds it.
         self._losing = threading.RLock()
         self._failures: dict[str, int] = {}
@@ -226,12 +211,22 @@ class Spool:
             self.lose("hook_failed", None, f"put: {reason!r}")
 
     def lose(self, kind: str, table_name: str | None, detail: str, row_count: int = -1) -> None:
-        """Count something that is not recorded; repeated details are added up until written."""
+        """Count something that is not recorded, of a number of rows where that is known; the same is added up."""
         with contextlib.suppress(Exception), self._losing:
-            entry = self._lost.setdefault((kind, table_name or ""), [0, detail, False])
-            entry[0] += max(row_count, 0)
-            entry[1] = detail
-            entry[2] = entry[2] or row_count >= 0
+            key = (kind, table_name or "", detail, row_count >= 0)
+            if key not in self._lost and len(self._lost) >= _LOSSES_LIMIT:
+                key = (kind, table_name or "", "of many kinds; these are further ones", row_count >= 0)
+            self._lost[key] = self._lost.get(key, 0) + max(row_count, 0)
+
+    def unwritten_losses(self) -> dict[str, int]:
+        """Return rows lost by kind and table that are not in `losses` yet; -1 where some are of unknown number."""
+        with self._losing:
+            lost = list(self._lost.items())
+        sums: dict[str, int] = {}
+        for (kind, table, _, is_counted), count in lost:
+            name = f"{kind}:{table}"
+            sums[name] = -1 if not is_counted or sums.get(name) == -1 else sums.get(name, 0) + count
+        return sums
 
     def guard(self, name: str, hook: Callable[..., Any], *, table_name: str | None = None) -> Callable[..., Any]:
         """Return the hook with every exception counted; after 100 failures it is switched off."""
@@ -275,15 +270,20 @@ class Spool:
     # ------------------------------------------------------------ writing
 
     def limit(self) -> None:
-        """Drop the oldest rows of buffers that a stuck disk has let grow too long.
+        """Drop the oldest rows of the fullest buffers when a stuck disk has let too much wait.
 
         Called once a second from the event loop: the writer thread may be the one stuck.
         """
         self._call_each(self.limits)
-        for name, rows in list(self._rows.items()):
-            dropped = rows.drop_oldest(_BUFFERED_VALUES_LIMIT)
+        waiting = {name: rows.value_count for name, rows in list(self._rows.items())}
+        while sum(waiting.values()) > _BUFFERED_VALUES_LIMIT:
+            name = max(waiting, key=waiting.__getitem__)
+            dropped = self._rows[name].drop_oldest(waiting[name] - 1)
             if dropped:
                 self.lose("dropped", name, "the disk did not take rows fast enough", dropped)
+                waiting[name] = self._rows[name].value_count
+            else:  # the writer has them
+                del waiting[name]
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Have every row taken so far written; False when the disk did not take them in time."""
@@ -291,7 +291,8 @@ class Spool:
 
     def close(self) -> None:
         """Flush and say that the spool ended in order; rows may still follow and are written."""
-        if self.describing is not None:  # a short program may end before it has been described
+        # A short program may end before it has been described; a thread that could not be started describes nothing.
+        if self.describing is not None and self.describing.ident is not None:
             self.describing.join(2.0)
         self.closed_at_s = time.monotonic()
         self.flush()
@@ -310,8 +311,17 @@ class Spool:
                         self._flush_table(TABLES[name])
                 self._write_losses()
                 self._status.write(self)
-        except Exception as reason:  # noqa: BLE001 - the writer must live on
+                now = time.monotonic()
+                for file in self._files.values():
+                    file.rest(now)
+        except BaseException as reason:  # noqa: BLE001 - the writer must live on, whatever a key's __hash__ raises
             self.lose("hook_failed", None, f"write: {reason!r}"[:300])
+
+    def write_late(self) -> None:
+        """Write rows that came long after the spool was closed, if any; called by the writer thread only."""
+        if self.role != "forked" and (self._lost or any(map(len, self._rows.values()))):
+            self.write()
+            self._release()
 
     def _write_losses(self) -> None:
         """Write what was lost; on failure it stays counted for the next time."""
@@ -321,13 +331,13 @@ class Spool:
             return
         now, table = time.time_ns(), TABLES["losses"]
         values: list[Any] = []
-        for (kind, name), (count, detail, is_counted) in lost.items():
+        for (kind, name, detail, is_counted), count in lost.items():
             values.extend(Loss(now, kind, name or None, count if is_counted else -1, detail))
         try:
             file = self._file(table)
             file.write(self._form.batch(file.stream, values)[0], len(lost))
         except BaseException as reason:
-            for (kind, name), (count, detail, is_counted) in lost.items():
+            for (kind, name, detail, is_counted), count in lost.items():
                 self.lose(kind, name or None, detail, count if is_counted else -1)
             if not isinstance(reason, OSError):
                 raise
@@ -335,14 +345,17 @@ class Spool:
 
     def _flush_table(self, table: Table) -> None:
         rows = self._rows[table.name]
-        while True:
+        # Those that come meanwhile wait for the next flush: on a slow disk there would be no end to it.
+        waiting = len(rows)
+        while waiting > 0:
             values, row_count = rows.take()
+            waiting -= row_count
             if not row_count:
-                return
+                break
             try:
                 file = self._file(table)
                 data, degraded = self._form.batch(file.stream, values)
-            except Exception as reason:  # noqa: BLE001 - one bad batch must not end the recording
+            except BaseException as reason:  # noqa: BLE001 - one bad batch must not end the recording
                 self._forget()
                 self.lose("dropped", table.name, f"could not encode: {reason!r}"[:300], row_count)
                 continue
@@ -352,8 +365,9 @@ class Spool:
                 self._write_keys()
                 file.write(data, row_count)
             except OSError as reason:
-                self._write_failed(table, row_count, reason)
-                return
+                self._write_failed(file, table, row_count, reason)
+                break
+        rows.let_go()
 
     def _write_keys(self) -> None:
         if self._form.new_key_count:
@@ -362,17 +376,25 @@ class Spool:
         if self._form.key_count > _INTERNED_KEYS_LIMIT:
             self._form.forget_keys()
 
-    def _write_failed(self, table: Table, row_count: int, reason: OSError) -> None:
-        """Count the rows as lost and start all files of the spool anew where a file is gone."""
+    def _write_failed(self, file: _TableFile, table: Table, row_count: int, reason: OSError) -> None:
+        """Count the rows as lost and start all files of the spool anew where a file is gone or torn."""
         self.lose("write_failed", table.name, f"{reason.strerror or reason}: {self.directory.name}", row_count)
         self._forget()
-        if isinstance(reason, (FileNotFoundError, FileExistsError)):
-            for file in self._files.values():
-                file.close()
-                self.lose("write_failed", None, "files of the spool were removed while being written", file.row_count)
-            self._files.clear()
-            self._epoch += 1
-            self.directory = self.directory.with_name(f"{self.role}-{_file_name(self.server_id)}.{self._epoch}")
+        if isinstance(reason, (FileNotFoundError, FileExistsError)) or file.is_torn:
+            for name, each in self._files.items():
+                if each.row_count and each.is_gone:
+                    detail = "files of the spool were removed while being written"
+                    self.lose("write_failed", name, detail, each.row_count)
+            self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Go on in another directory: the one so far is another's, or its files are not what was written."""
+        for file in self._files.values():
+            file.close()
+        self._status.leave()
+        self._files.clear()
+        self._epoch += 1
+        self.directory = self.directory.with_name(f"{self.role}-{_file_name(self.server_id)}.{self._epoch}")
 
     def _forget(self) -> None:
         """Repeat keys and dictionaries, since some may not have reached the disk."""
@@ -413,6 +435,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self._spools: list[Spool] = []
+        self._let_go_of: weakref.WeakSet[Spool] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -453,19 +476,22 @@ class _Writer:
             for spool in list(self._spools):
                 spool.write()
                 self._let_go(spool)
+            for spool in list(self._let_go_of):
+                spool.write_late()
             with self._progress:
                 self._served = request
                 self._progress.notify_all()
 
     def _let_go(self, spool: Spool) -> None:
-        # Task threads may outlive their worker's teardown and still add rows.
+        # Task threads may outlive their worker's teardown and still add rows; what adds them holds the spool.
         if spool.closed_at_s is not None and time.monotonic() - spool.closed_at_s > _LINGER_S:
             with self._lock, contextlib.suppress(ValueError):
                 self._spools.remove(spool)
             spool._release()
+            self._let_go_of.add(spool)
 
     def _after_fork(self) -> None:
-        for spool in self._spools:
+        for spool in [*self._spools, *self._let_go_of]:
             spool._abandon()
         self.__init__()  # type: ignore[misc]
 

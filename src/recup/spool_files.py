@@ -12,8 +12,6 @@ import dataclasses
 import io
 import json
 import re
-import socket
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 
 from recup.errors import RunDamaged
 from recup.schema import TABLES, VERSION, Column
+from recup.spool_status import is_written
 
-ALIVE_S = 5.0
-"""A spool that is not closed and showed life within this time is taken to be still written."""
 ROLES = ("scheduler", "worker", "nanny", "client", "launcher")
 _READ_WHOLE_BYTES = 4_000_000
 """Files up to this size are read at once: a run of a thousand workers must not need as many open files."""
@@ -246,18 +242,8 @@ class SpoolDirectory:
 
     @property
     def is_alive(self) -> bool:
-        """Whether rows may still be coming; of a process of this host that is gone, none are."""
-        if self.is_closed is not False or (self.last_sign_ns or 0) <= time.time_ns() - ALIVE_S * 1e9:
-            return False
-        pid = self.status.get("pid")
-        return self.status.get("hostname") != socket.gethostname() or not isinstance(pid, int) or _is_running(pid)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except (psutil.Error, ValueError, OverflowError):
-        return False
+        """Whether rows may still be coming (`recup.spool_status.is_written`)."""
+        return is_written(self.status)
 
 
 def find_spools(run: Path) -> list[SpoolDirectory]:

@@ -44,4 +44,4 @@ def test_a_disk_that_hangs_is_waited_for_once_per_graph(scheduler, spool, monkey
     waited = []
     monkeypatch.setattr(spool, "flush", lambda timeout_s=5.0: waited.append(timeout_s))
     assert read(spool, scheduler) == 2_500
-    assert waited == [taskgraph._PATIENCE_S]
+    assert waited == [taskgraph._PATIENCE_AT_A_TIME_S]

@@ -153,7 +153,7 @@ def test_what_waits_too_long_is_dropped_from_its_oldest_and_counted(spool, monke
     monkeypatch.setattr("recup.spool._BUFFERED_VALUES_LIMIT", 7_000)
     monkeypatch.setattr("recup.spool.FLUSH_INTERVAL_S", 60.0)
     assert spool.flush()  # the next one by itself comes late
-    hook = transitions.compiled.SchedulerHook(spool, lambda: None, {})
+    hook = transitions.compiled.SchedulerHook(spool, lambda: None, spool.extender("errors"), {})
     for number in range(1_200):
         hook.function(f"k{number}", "processing", "memory", stimulus_id="s", worker="w")
     spool.limit()
@@ -167,7 +167,7 @@ def test_what_waits_too_long_is_dropped_from_its_oldest_and_counted(spool, monke
 
 
 def test_one_odd_message_costs_its_own_row_only(spool):
-    hook = transitions.compiled.SchedulerHook(spool, lambda: None, {})
+    hook = transitions.compiled.SchedulerHook(spool, lambda: None, spool.extender("errors"), {})
     hook.function("a", "processing", "memory", stimulus_id="s", worker="w", startstops=({"action": "compute"},))
     hook.function(
         "b", "processing", "memory", stimulus_id="s", worker="w", startstops=(), nbytes="many", thread=1 << 70
@@ -181,7 +181,7 @@ def test_one_odd_message_costs_its_own_row_only(spool):
 
 def test_a_hook_that_is_called_otherwise_says_so_and_is_switched_off(spool):
     switched_off = []
-    hook = transitions.compiled.SchedulerHook(spool, lambda: switched_off.append(True), {})
+    hook = transitions.compiled.SchedulerHook(spool, lambda: switched_off.append(True), spool.extender("errors"), {})
     for _ in range(100):
         assert hook.function(key="a", start="released", finish="waiting") is None
     assert switched_off == [True]
@@ -194,7 +194,7 @@ def test_what_has_been_written_is_let_go(spool):
     key, named = "k" * 40, {"worker": "w" * 40, "stimulus_id": "s" * 40}
     kept = [key, *named.values()]
     before = [sys.getrefcount(each) for each in kept]
-    hook = transitions.compiled.SchedulerHook(spool, lambda: None, {})
+    hook = transitions.compiled.SchedulerHook(spool, lambda: None, spool.extender("errors"), {})
     for _ in range(20_000):
         hook.function(key, "processing", "memory", **named)
     assert spool.flush()

@@ -16,16 +16,17 @@ STANDS_ON = {
     "errors": set(),
     "arrow_stream": {"schema"},
     "rows": {"schema", "arrow_stream", "columns"},
-    "spool": {"schema", "errors", "arrow_stream", "rows"},
+    "spool_status": set(),
+    "spool": {"schema", "errors", "arrow_stream", "rows", "spool_status"},
     "rundir": {"schema", "errors"},
     "capture": {"schema", "errors", "spool", "rundir"},
     "preload": {"capture", "spool"},
     "preload_client": {"preload", "spool"},
-    "launch": {"errors", "rundir", "capture", "spool"},
+    "launch": {"errors", "rundir", "capture", "spool", "spool_status"},
     "ingest": {"schema", "errors", "rundir", "run_tables", "spool_files"},
 }
 CAPTURE_SIDE = {"arrow_stream", "rows", "spool", "capture", "preload", "preload_client", "launch"}
-SHARED = {"schema", "errors", "rundir", "__init__"}
+SHARED = {"schema", "errors", "rundir", "spool_status", "__init__"}
 MAY_USE_BOTH = {"cli", "darshan_doctor", "doctor", "ipython", "__main__", "__init__"}
 HEAVY = {"pyarrow", "duckdb", "pandas"}
 

@@ -37,5 +37,6 @@ def left_by_a_killed_server(run, role, server_id, rows, *, counters=None, second
     target = run / "spool" / spool.directory.name
     shutil.copytree(spool.directory, target)
     let_go(spool)
-    edit_status(target, time_ns=time.time_ns() - round(seconds_ago * 1e9), closed=False)
+    # Its number is that of this process, which began at another time.
+    edit_status(target, time_ns=time.time_ns() - round(seconds_ago * 1e9), closed=False, start_ticks=0)
     return target

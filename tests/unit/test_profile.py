@@ -151,6 +151,6 @@ def test_a_server_without_yappi_counts_it_as_a_loss_and_goes_on(monkeypatch, tmp
     spool = write(tmp_path, "worker", "Worker-1", [])
     assert capture.attach(spool, "worker", None, capture.Settings("cpu"), tmp_path) is None
     assert capture.attach(spool, "scheduler", None, capture.Settings("cpu"), tmp_path) is None
-    (kind, table), (_, detail, _) = next(iter(spool._lost.items()))
+    kind, table, detail, _ = next(iter(spool._lost))
     assert (kind, table) == ("not_captured", "function_calls")
     assert detail.endswith("pip install 'recup[yappi]' where this server runs")

@@ -22,7 +22,8 @@ from typing import Any
 import dask
 
 from recup.capture.frames import CallSite, call_site
-from recup.capture.graphs import Description, annotations_text, keys_digest
+from recup.capture.graphs import Description, keys_digest
+from recup.capture.redaction import annotations_text
 from recup.capture.text import json_text
 from recup.spool import Spool
 

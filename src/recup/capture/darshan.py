@@ -24,7 +24,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -48,6 +47,7 @@ from recup.capture.darshan_library import (
     worker_environment,
 )
 from recup.capture.machine import filesystem_rows
+from recup.rundir import local_directory
 from recup.schema import ClockBeacon
 from recup.spool import Spool, flush_all
 
@@ -203,7 +203,7 @@ def map_directory(directory: Path, run_name: str) -> Path:
     kind = next(iter(filesystem_rows({"logs": str(directory)}))).filesystem
     if kind not in _REMOTE_FILESYSTEMS:
         return directory
-    return Path(tempfile.gettempdir()) / "recup" / run_name / "darshan"
+    return local_directory(run_name) / "darshan"
 
 
 def fetch_map(run_directory: str | Path, pid: int) -> None:

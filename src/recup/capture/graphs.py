@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from recup.capture.redaction import REDACTED, looks_secret
+from recup.capture.redaction import annotations_text
 from recup.capture.taskgraph import function_name
 from recup.capture.text import json_text, plain
 
@@ -40,7 +40,6 @@ _FINALIZER = "finalize-hlgfinalizecompute-"
 _BLOCKS_LIMIT = 64
 _NAMES_LIMIT = 10_000
 _COLUMNS_LIMIT = 100
-_ANNOTATIONS_LIMIT = 10_000
 
 Put = Callable[[tuple[Any, ...]], None]
 
@@ -59,23 +58,6 @@ def keys_digest(keys: Iterable[Hashable]) -> str | None:
         texts.sort()
     text = "\n".join([str(len(texts)), *texts])
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
-
-
-def annotations_text(annotations: Any) -> str | None:
-    """Return annotations as JSON of at most 10 kB; None when there are none.
-
-    What JSON cannot say is named by its type; a value whose name looks secret is redacted.
-    """
-    if not annotations:
-        return None
-    shown = {
-        str(name): REDACTED if isinstance(name, str) and looks_secret(name) else plain(value)
-        for name, value in dict(annotations).items()
-    }
-    text = json_text(shown)
-    if len(text) > _ANNOTATIONS_LIMIT:
-        text = json.dumps({"cut": True, "characters": len(text), "begins": text[: _ANNOTATIONS_LIMIT // 2]})
-    return text
 
 
 class Facts(NamedTuple):

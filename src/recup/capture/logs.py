@@ -7,6 +7,7 @@ a level: what Dask's configuration silences before any handler sees it is not re
 from __future__ import annotations
 
 import logging
+import re
 import threading
 
 from recup.capture.redaction import redacted_text
@@ -15,6 +16,8 @@ from recup.spool import Spool
 
 _LOGGERS = ("distributed", "dask")
 _TEXT_LIMIT = 20_000
+_CALL = re.compile(r"^(?:Task|Function):.*?(?=^Exception:|\Z)", re.MULTILINE | re.DOTALL)
+"""The call of a task that failed, with its arguments, as Dask logs it."""
 
 
 class _Handler(logging.Handler):
@@ -30,7 +33,10 @@ class _Handler(logging.Handler):
             exception = None
             if record.exc_info:
                 exception = redacted_text(logging.Formatter().formatException(record.exc_info))[:_TEXT_LIMIT]
-            message = redacted_text(record.getMessage())[:_TEXT_LIMIT]
+            message = record.getMessage()
+            if message.startswith("Compute Failed"):
+                message = _CALL.sub("Task:      [its arguments are not recorded]\n", message)
+            message = redacted_text(message)[:_TEXT_LIMIT]
             spool.put(Log(int(record.created * 1e9), record.levelname, record.name, message, exception))
         except Exception as reason:  # noqa: BLE001 - the message may be made of odd objects
             spool.lose("degraded", "logs", f"a log record could not be read: {type(reason).__name__}", 1)

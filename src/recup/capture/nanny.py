@@ -133,5 +133,5 @@ class RecupNanny(NannyPlugin):
         if hasattr(self, "_timer"):
             self._note_pid()
             self._timer.cancel()
-            await session.closed_soon(self._spool)
+            await session.soon(self._spool.close)
             logs.detach(self._spool)

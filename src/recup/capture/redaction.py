@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recup.capture.text import json_text, plain
 
 REDACTED = "[redacted]"
 """What stands in the place of a secret."""
+_ANNOTATIONS_LIMIT = 10_000
 
 # Every repetition below has a bound: log lines may be megabytes long and hostile.
 _NAME = (
@@ -103,6 +104,37 @@ def redacted_json(value: Any) -> str:
         return again
     except ValueError:
         return json.dumps({"redacted": True, "characters": len(text)})
+
+
+def annotations_text(annotations: Any) -> str | None:
+    """Return annotations as JSON of at most 10 kB; None when there are none.
+
+    What JSON cannot say is named by its type; secrets are redacted, by name and by form.
+    """
+    if not annotations:
+        return None
+    shown = {
+        str(name): REDACTED if isinstance(name, str) and looks_secret(name) else plain(value)
+        for name, value in dict(annotations).items()
+    }
+    text = redacted_json(shown)
+    if len(text) > _ANNOTATIONS_LIMIT:
+        text = json.dumps({"cut": True, "characters": len(text), "begins": text[: _ANNOTATIONS_LIMIT // 2]})
+    return text
+
+
+def redacted_put(put: Callable[[tuple[Any, ...]], None], *places: int) -> Callable[[tuple[Any, ...]], None]:
+    """Return what puts rows with the texts at these places redacted; for rows that are rare."""
+
+    def put_redacted(row: tuple[Any, ...]) -> None:
+        put(
+            tuple(
+                redacted_text(str.__str__(each)) if at in places and isinstance(each, str) else each
+                for at, each in enumerate(row)
+            )
+        )
+
+    return put_redacted
 
 
 def _without_secrets(value: Any) -> Any:

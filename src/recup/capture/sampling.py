@@ -43,6 +43,7 @@ class Sampler:
     ):
         self._spool = spool
         self._read = spool.guard("sample", read, table_name="samples")
+        self._limit = spool.guard("limit", spool.limit)
         self._delay = delay
         self._handle: asyncio.TimerHandle | None = None
         self._due = self._rests_until = 0.0
@@ -95,7 +96,7 @@ class Sampler:
 
         self._put_clocks(now)
         self._read(put)
-        self._spool.limit()
+        self._limit()
 
     def _put_clocks(self, now: int) -> None:
         delay = self._delay() if self._delay is not None else None

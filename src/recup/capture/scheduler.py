@@ -12,6 +12,7 @@ adds a row in memory and returns.  Nothing of Dask's is kept beyond keys and tex
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from recup.schema import Client, Event, Steal, Submission, Worker
 from recup.spool import Spool, key_text
 
 logger = logging.getLogger("recup")
+_UNTIL_STARTED = "recup-until-started"
 
 
 class RecupScheduler(SchedulerPlugin):
@@ -60,11 +62,21 @@ class RecupScheduler(SchedulerPlugin):
 
     async def start(self, scheduler: Any) -> None:
         """Begin recording: set the hooks, describe what is there, bring the other plugins."""
+        present = [each for each in scheduler.plugins.values() if isinstance(each, RecupScheduler)]
+        if any(each is not self for each in present):
+            return  # another client came first
+        # Dask adds a plugin when it has started; what comes until then would be missed.
+        if not present:
+            scheduler.plugins[_UNTIL_STARTED] = self
         try:
             self._begin(scheduler)
+            await self._bring_plugins(scheduler)
         except Exception as reason:  # noqa: BLE001 - the scheduler must start
             logger.warning("recup does not record this scheduler: %r", reason)
-            return
+        finally:
+            scheduler.plugins.pop(_UNTIL_STARTED, None)
+
+    async def _bring_plugins(self, scheduler: Any) -> None:
         for kind, register in (
             ("worker", scheduler.register_worker_plugin),
             ("nanny", scheduler.register_nanny_plugin),
@@ -133,8 +145,8 @@ class RecupScheduler(SchedulerPlugin):
                 self._stop_profile()
             self._scheduler.handlers.pop("recup_stop", None)
             self._scheduler.log_event("recup", {"action": "ended", "run_directory": str(self._run_directory)})
-            await session.closed_soon(self._spool)
-            session.end_run(self._run_directory)
+            await session.soon(self._spool.close)
+            await session.soon(functools.partial(session.end_run, self._run_directory))
 
     # ------------------------------------------------------------ hooks, bound in _set_hooks
 

@@ -17,10 +17,10 @@ Dask configuration read here, each also an environment variable ``DASK_RECUP__..
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from typing import Any
 
 import dask
 
-from recup.rundir import create_run, read_manifest, runs_root, update_manifest
+from recup.rundir import create_run, local_directory, read_manifest, runs_root, update_manifest
 from recup.spool import Spool
 
 logger = logging.getLogger("recup")
@@ -73,7 +73,7 @@ def spool_root(run_directory: str | Path) -> Path:
     run = Path(run_directory)
     for candidate in ([Path(local) / run.name] if local else []) + [
         run,
-        Path(tempfile.gettempdir()) / "recup" / run.name,
+        local_directory(run.name),
     ]:
         try:
             (candidate / "spool").mkdir(parents=True, exist_ok=True)
@@ -93,10 +93,14 @@ def end_run(path: Path, *, exit_code: int | None = 0) -> None:
         logger.debug("recup could not end the run's manifest: %r", reason)
 
 
-async def closed_soon(spool: Spool, timeout_s: float = 5.0) -> None:
-    """Close a spool without holding the event loop, and give up when the disk hangs."""
-    thread = threading.Thread(target=spool.close, name="recup-close", daemon=True)
-    thread.start()
+async def soon(write: Callable[[], None], timeout_s: float = 5.0) -> None:
+    """Have something written that ends a record, without holding the event loop; give up when the disk hangs."""
+    thread = threading.Thread(target=write, name="recup-close", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as reason:  # no thread can be had
+        logger.warning("recup could not end a record in order: %s", reason)
+        return
     for _ in range(int(timeout_s / 0.005)):
         if not thread.is_alive():
             return
@@ -160,15 +164,13 @@ class record:
 
     async def _stop(self) -> None:
         try:
-            if self._capture is not None:
-                self._capture.uninstall()
-                if self._capture.stop_profile is not None:
-                    self._capture.stop_profile()
-                await closed_soon(self._capture.spool)
+            spool = release_client(self.client) if self._capture is not None else None
+            if spool is not None:
+                await soon(spool.close)
             if self._plugged:
                 await unplug(self.client)
             if self.path is not None and self._plugged:
-                end_run(self.path)
+                await soon(functools.partial(end_run, self.path))
         except Exception as reason:  # noqa: BLE001 - the block's own outcome stands
             logger.warning("recup could not end the recording in order: %r", reason)
 
@@ -255,8 +257,11 @@ def release_client(client: Any) -> Spool | None:
     capture = getattr(client, "_recup_capture", None)
     if capture is None:
         return None
+    from recup.capture import logs
+
     client._recup_capture = None
     capture.uninstall()
+    logs.detach(capture.spool)
     if capture.stop_profile is not None:
         capture.stop_profile()
     spool: Spool = capture.spool
@@ -295,4 +300,4 @@ async def client_leaves(client: Any) -> None:
         await unplug(client)
     spool = release_client(client)
     if spool is not None:
-        await closed_soon(spool)
+        await soon(spool.close)

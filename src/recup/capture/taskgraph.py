@@ -11,16 +11,21 @@ Where there is a C compiler this module is compiled as it stands, as `transition
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import monotonic
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+from recup.capture.redaction import annotations_text
 from recup.capture.text import json_text
 from recup.spool import Spool
 
 _WAITING_TASKS = 8192
 """Tasks of one graph read at a time: their rows are written before more are, or memory would grow with the graph."""
-_PATIENCE_S = 0.1
-"""A disk that takes longer for these is not waited for again by this graph."""
+_PATIENCE_S = 1.0
+"""The event loop waits this long for all of a graph, at most ..."""
+_PATIENCE_AT_A_TIME_S = 0.1
+"""... and not again when rows were not written in this."""
+_ANNOTATIONS_KEPT = 100
 
 GraphReader = Callable[[int, Iterable[Any], bool], tuple[int, str | None, str | None]]
 
@@ -68,7 +73,8 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
         new_count = 0
         span_id: str | None = None
         degraded = 0
-        is_written_soon = True
+        patience_s = _PATIENCE_S
+        shown: dict[str, str | None] = {}
         function_before: Any = names  # the function of no task
         group_before: Any = None
         name = prefix_name = group_name = None
@@ -103,11 +109,11 @@ def graph_reader(spool: Spool, scheduler: Any) -> GraphReader:
             put_task(
                 (
                     submission, key, prefix_name, group_name, name, user, generation, order, len(dependencies),
-                    json_text(annotations) if annotations else None, _restrictions(task), task.retries, bool(task.actor),
+                    _shown(annotations, shown) if annotations else None, _restrictions(task), task.retries, bool(task.actor),
                 )
             )  # fmt: skip
-            if is_written_soon and new_count % _WAITING_TASKS == 0:
-                is_written_soon = spool.flush(_PATIENCE_S)
+            if new_count % _WAITING_TASKS == 0:
+                patience_s = _patience_left(spool, patience_s)
         if degraded:
             spool.lose("degraded", "tasks", "the function of some tasks could not be read", degraded)
         return new_count, span_id, _span_names(scheduler, span_id)
@@ -122,6 +128,25 @@ def _kept_name(function: Any, names: dict[Any, str | None]) -> str | None:
     if name is None:
         name = names[function] = function_name(function)
     return name
+
+
+def _shown(annotations: Any, shown: dict[str, str | None]) -> str | None:
+    """Return annotations as `annotations_text` does; those of a graph's tasks are mostly the same."""
+    text = json_text(annotations)
+    if text not in shown:
+        if len(shown) >= _ANNOTATIONS_KEPT:
+            shown.clear()
+        shown[text] = annotations_text(annotations)
+    return shown[text]
+
+
+def _patience_left(spool: Spool, patience_s: float) -> float:
+    """Have the writer thread write what waits, and return how long it may still be waited for."""
+    if patience_s <= 0:
+        return 0.0
+    begun_s = monotonic()
+    is_written = spool.flush(min(patience_s, _PATIENCE_AT_A_TIME_S))
+    return patience_s - (monotonic() - begun_s) if is_written else 0.0
 
 
 def _priority(priority: Any) -> tuple[Any, Any, Any]:

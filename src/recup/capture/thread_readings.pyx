@@ -42,6 +42,7 @@ cdef extern from "unistd.h" nogil:
     int close(int)
 
 cdef extern from "Python.h":
+    void Py_XDECREF(PyObject*)
     object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
     object PyType_GenericAlloc(PyTypeObject*, Py_ssize_t)
     # As pointers: NULL, with the exception set, is passed on and not made Cython's own.
@@ -199,10 +200,11 @@ cdef Place KEY, DEPENDENCIES, INNER, IS_CORO, KIND, RUN_ID, PREFIX, COUNTERS    
 cdef Place NODE, TASK_RUN_ID, TASK_PREFIX, NODE_KEY, NODE_DEPENDENCIES          # of a task, and of its own node
 
 
-cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) noexcept:
+cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) except NULL:
     """Run the node it stands for between two readings.
 
     What it returns or raises is passed on as CPython has it: no frame of this is in a traceback.
+    What is raised into this thread while it reads (Ctrl-C, Dask's cancelling) passes too.
     """
     cdef OwnThread own = None
     cdef Reading begun = None
@@ -236,6 +238,12 @@ cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) noexce
             )
     except Exception as reason:     # the task has run and its result must pass
         failed(node, reason)
+    except:     # as if it had come just after the task
+        Py_XDECREF(result)
+        Py_XDECREF(kind)
+        Py_XDECREF(error)
+        Py_XDECREF(traceback)
+        raise
     if result == NULL:
         PyErr_Restore(kind, error, traceback)
     return result
@@ -280,6 +288,8 @@ cdef class Counting:
         self.node_type, self.any_node, self.counters, self.otherwise = node_type, any_node, counters, otherwise
 
     def __call__(self, task):
+        if self.counters.is_off:
+            return
         inner = slot(&NODE, task, "run_spec")
         if type(inner) is self.node_type:
             inner = inner.inner

@@ -126,8 +126,8 @@ class ThreadCounters:
         self._waiting: deque[tuple[Any, ...]] = deque()
         self.leave = self._waiting.append
         self.put = spool.extender("thread_counters")
+        self.is_off = False
         self._slots = None if thread_readings is None else spool.slots("thread_counters")
-        self.failed = functools.partial(spool.failed, "thread_counters", table_name="thread_counters")
         self.local = threading.local()
         guarded = functools.partial(spool.guard, table_name="thread_counters")
         spool.prepare.append(guarded("rows of thread_counters", self._make_rows))
@@ -136,10 +136,19 @@ class ThreadCounters:
         forget = weakref.WeakMethod(self._forget_parent)
         os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
+    def failed(self, reason: BaseException) -> None:
+        """Count a failure; after a hundred no further task is counted."""
+        self.is_off = self._spool.failed("thread_counters", reason, "thread_counters")
+
     def meet_thread(self) -> Any:
         """Return what is known of the calling thread, met for the first time, and record its names."""
         ident, name = threading.get_ident(), threading.current_thread().name
-        files = _opened("/proc/thread-self/io"), _opened("/proc/thread-self/schedstat")
+        io = _opened("/proc/thread-self/io")
+        try:
+            files = io, _opened("/proc/thread-self/schedstat")
+        except OSError:  # no descriptor is left: the program needs this one more
+            os.close(io)
+            raise
         if self._slots is None:
             own: Any = OwnThread(ident, *files, self.leave)
         else:
@@ -282,6 +291,8 @@ def counting(spool: Spool) -> tuple[ThreadCounters, Callable[[Any], None]]:
 
     def count(task: Any) -> None:
         nonlocal refused
+        if counters.is_off:
+            return
         node = task.run_spec
         if type(node) is CountedNode:
             node = node.inner

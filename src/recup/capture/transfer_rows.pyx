@@ -24,12 +24,12 @@ cdef class TransferRows:
         self.worker, self.failed = worker, spool.failed
         self.transfers, self.keys = spool.slots("transfers"), spool.slots("transfer_keys")
 
-    def put(self, str direction not None, dict entry not None):
+    def put(self, direction, entry):
         """Put the rows of an entry of Dask's log; never raises, and does nothing once it has failed a hundred times."""
         if self.is_off:
             return
         try:
-            self.take(direction, entry)
+            self.take(<str?>direction, <dict?>entry)
         except Exception as reason:     # the transfer has gone well
             self.is_off = self.failed("transfer", reason, "transfers")
 

@@ -8,7 +8,13 @@ class Hook:
 
 class SchedulerHook(Hook):
     counts: int
-    def __init__(self, spool: Spool, switch_off: Callable[[], None], tasks: dict[Any, Any]) -> None: ...
+    def __init__(
+        self,
+        spool: Spool,
+        switch_off: Callable[[], None],
+        put_error: Callable[[tuple[Any, ...]], None],
+        tasks: dict[Any, Any],
+    ) -> None: ...
 
 class WorkerHook(Hook):
     counts: tuple[int, int]
@@ -16,6 +22,7 @@ class WorkerHook(Hook):
         self,
         spool: Spool,
         switch_off: Callable[[], None],
+        put_error: Callable[[tuple[Any, ...]], None],
         worker: Any,
         ends: set[str],
         executes: Callable[[Any], None],

@@ -48,8 +48,11 @@ cdef Place END_KEY, END_RUN_ID, START, STOP, NBYTES, TYPE
 # ---------------------------------------------------------------- what both hooks have
 
 
-cdef PyObject* called(PyObject* hook, PyObject* arguments, PyObject* named) noexcept:
-    """Take a call as CPython passes it on: nothing is unpacked, and no keyword copied."""
+cdef PyObject* called(PyObject* hook, PyObject* arguments, PyObject* named) except NULL:
+    """Take a call as CPython passes it on: nothing is unpacked, and no keyword copied.
+
+    Nothing of its own is raised; Ctrl-C, which may come at any moment, passes.
+    """
     try:
         (<Hook>hook).count += 1
         if PyTuple_GET_SIZE(<tuple>arguments) < 3:
@@ -76,6 +79,8 @@ cdef class Hook:
         Takes the rows.
     switch_off : callable
         Called when the hook has failed a hundred times.
+    put_error : callable
+        Takes rows of `errors`.
     """
 
     cdef object spool, switch_off, put_startstop, put_error
@@ -83,9 +88,9 @@ cdef class Hook:
     cdef str table
     cdef long long count
 
-    def __cinit__(self, spool, switch_off, *_):
+    def __cinit__(self, spool, switch_off, put_error, *_):
         self.spool, self.switch_off, self.results = spool, switch_off, spool.slots("results")
-        self.put_startstop, self.put_error = spool.extender("startstops"), spool.extender("errors")
+        self.put_startstop, self.put_error = spool.extender("startstops"), put_error
 
     @property
     def function(self):
@@ -143,7 +148,7 @@ cdef class SchedulerHook(Hook):
 
     cdef dict tasks
 
-    def __init__(self, spool, switch_off, dict tasks not None):
+    def __init__(self, spool, switch_off, put_error, dict tasks not None):
         self.table, self.transitions, self.tasks = "scheduler_transitions", spool.slots("scheduler_transitions"), tasks
 
     @property
@@ -232,7 +237,7 @@ cdef class WorkerHook(Hook):
     cdef int kind_count
     cdef long long compound, counter, counted    # Dask's count, and ours, when they were last compared
 
-    def __init__(self, spool, switch_off, worker, ends, executes, type_name):
+    def __init__(self, spool, switch_off, put_error, worker, ends, executes, type_name):
         self.table, self.transitions = "worker_transitions", spool.slots("worker_transitions")
         self.receptions = spool.slots("receptions")
         self.worker, self.state, self.address = worker, worker.state, worker.address

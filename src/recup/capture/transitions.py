@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from recup.capture.redaction import redacted_put
+from recup.schema import TABLES
 from recup.spool import Spool
 
 try:
@@ -24,6 +26,7 @@ try:
 except ImportError:  # built without a C compiler
     compiled = None  # type: ignore[assignment]
 
+Put = Callable[[tuple[Any, ...]], None]
 _ENDS = {"ExecuteSuccessEvent", "ExecuteFailureEvent", "RescheduleEvent"}
 
 
@@ -35,10 +38,10 @@ def scheduler_hook(
     `switch_off` is called when the hook has failed a hundred times.
     """
     if _can_be_compiled(spool, scheduler.tasks):
-        hook = compiled.SchedulerHook(spool, switch_off, scheduler.tasks)
+        hook = compiled.SchedulerHook(spool, switch_off, _put_error(spool), scheduler.tasks)
         return hook.function, lambda: hook.counts
     put, put_result = spool.extender("scheduler_transitions"), spool.extender("results")
-    put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
+    put_startstop, put_error = spool.extender("startstops"), _put_error(spool)
     tasks, time_ns = scheduler.tasks, time.time_ns
     count = 0
 
@@ -111,10 +114,10 @@ def worker_hook(
     `executes` is given the task when the worker is about to run it.
     """
     if _can_be_compiled(spool, worker.state.tasks):
-        hook = compiled.WorkerHook(spool, switch_off, worker, _ENDS, executes, _type_name)
+        hook = compiled.WorkerHook(spool, switch_off, _put_error(spool), worker, _ENDS, executes, _type_name)
         return hook.function, lambda: hook.counts
     put, put_result = spool.extender("worker_transitions"), spool.extender("results")
-    put_startstop, put_error = spool.extender("startstops"), spool.extender("errors")
+    put_startstop, put_error = spool.extender("startstops"), _put_error(spool)
     put_reception = spool.extender("receptions")
     state, time_ns = worker.state, time.time_ns
     tasks, stimulus_log = state.tasks, state.stimulus_log
@@ -185,6 +188,12 @@ def worker_hook(
             put_error((now, key, run_id, address, None, failure, getattr(stimulus, "traceback_text", None)))
 
     return transition, lambda: (count, compound)
+
+
+def _put_error(spool: Spool) -> Put:
+    """Return what puts rows of errors: texts of exceptions hold URLs with passwords, as logs do."""
+    texts = [each.name for each in TABLES["errors"].columns]
+    return redacted_put(spool.extender("errors"), texts.index("exception_text"), texts.index("traceback_text"))
 
 
 def _can_be_compiled(spool: Spool, tasks: Any) -> bool:

@@ -68,6 +68,7 @@ class RecupWorker(WorkerPlugin):
         counters, count = counting(spool)
         self.transition, self._counts = worker_hook(spool, worker, switch_off, count)
         self._transfers, untap = tap_transfers(spool, worker)
+        self._served_before = _served(worker)
         undo = (
             untap,
             _tap_spills(spool, worker),
@@ -105,7 +106,7 @@ class RecupWorker(WorkerPlugin):
             self._spool.put(ProcessEnd(now, worker.id, "worker", None, "closed", None, None, None))
             if self._darshan is not None:
                 await self._darshan.end()
-            await session.closed_soon(self._spool)
+            await session.soon(self._spool.close)
             logs.detach(self._spool)
 
     def _sample(self, put: Callable[[str, str | None, float], None]) -> None:
@@ -118,10 +119,7 @@ class RecupWorker(WorkerPlugin):
         spool.counters["transitions_compound"] = compound
         for direction in DIRECTIONS:
             spool.counters[f"transfers_{direction}_recorded"] = getattr(self._transfers, f"{direction}_count")
-        # Dask counts a transfer when it begins and logs it when it has gone well.
-        spool.counters["transfers_outgoing_dask"] = (
-            worker.transfer_outgoing_count_total - worker.transfer_outgoing_count
-        )
+        spool.counters["transfers_outgoing_dask"] = _served(worker) - self._served_before
         self._put_fine_metrics()
 
     def _put_fine_metrics(self) -> None:
@@ -204,6 +202,11 @@ def _record_clients_of_tasks(run_directory: str) -> Callable[[], None]:
         dask.config.set(before)
 
     return undo
+
+
+def _served(worker: Any) -> int:
+    """Return the outgoing transfers that ended: Dask counts one when it begins and logs it when it has gone well."""
+    return int(worker.transfer_outgoing_count_total - worker.transfer_outgoing_count)
 
 
 def _worker_details(worker: Any) -> dict[str, Any]:
