@@ -1,5 +1,6 @@
 """Every way to begin a recording, and what it leaves behind when it ends."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -66,6 +67,27 @@ def test_two_blocks_make_two_runs(cluster, tmp_path):
             paths.append(run.path)
     assert paths[0] != paths[1]
     assert ["task0" in recorded_keys(path) for path in paths] == [True, False]
+    assert [len(spools(path, "client")) for path in paths] == [1, 1]
+
+
+def test_graphs_that_come_while_recup_is_being_plugged_in_are_recorded(cluster, tmp_path):
+    scheduler = cluster.scheduler
+    register = scheduler.register_worker_plugin
+    with Client(cluster) as client, Client(cluster) as other:
+
+        async def slow(**arguments):
+            # As when workers take long to answer: the loop goes on meanwhile.
+            await asyncio.get_running_loop().run_in_executor(None, other.submit(inc, 1, key="meanwhile").result)
+            return await register(**arguments)
+
+        scheduler.register_worker_plugin = slow
+        try:
+            with recup.record(client, root=tmp_path) as run:
+                assert [name for name in scheduler.plugins if "recup" in name] == ["recup"]
+        finally:
+            scheduler.register_worker_plugin = register
+    assert "meanwhile" in {row["key"] for row in rows(run.path, "scheduler", "tasks")}
+    assert "meanwhile" in recorded_keys(run.path)
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], config={"recup.root": None})

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recup.capture.redaction import looks_secret, redacted_arguments, redacted_json, redacted_source, redacted_text
+from recup.capture.redaction import (
+    annotations_text,
+    looks_secret,
+    redacted_arguments,
+    redacted_json,
+    redacted_put,
+    redacted_source,
+    redacted_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -138,3 +146,15 @@ def test_secret_options_lose_their_value_in_both_spellings():
         "python", "x.py", "--password", "[redacted]", "--n", "4", "db.token=[redacted]", "--tls-key=[redacted]",
         "--auth", "-v",
     ]  # fmt: skip
+
+
+def test_annotations_lose_secrets_by_name_and_by_form():
+    text = annotations_text({"api_token": "tok-abcdef", "url": "postgres://bob:hunter3@db/y", "priority": 3, "x": [1]})
+    assert json.loads(text) == {"api_token": "[redacted]", "url": "postgres://db/y", "priority": 3, "x": [1]}
+    assert annotations_text({}) is None
+
+
+def test_rows_are_put_with_some_of_their_texts_redacted():
+    rows = []
+    redacted_put(rows.append, 1, 2)((1, "at postgres://bob:hunter3@db/y", None, "s3://key:secret@bucket"))
+    assert rows == [(1, "at postgres://db/y", None, "s3://key:secret@bucket")]

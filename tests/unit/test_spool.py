@@ -1,5 +1,7 @@
 """What reaches the disk, whatever happens to the disk, and what is said of the rest."""
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 from recup import rows as rows_module
 from recup.schema import ClockSample, Log, Loss, Steal
 from recup.spool import Spool
+from recup.spool_status import is_written, start_ticks
 
 
 def rows(spool_directory, table):
@@ -284,8 +287,192 @@ def test_nothing_is_ever_written_twice_under_one_name(tmp_path):
     second.close()
     first.close()
     assert [row["time_ns"] for row in rows(first.directory, "clock_samples")] == [0]
-    assert [row["time_ns"] for row in rows(second.directory, "clock_samples")] == [2]
-    assert first.directory != second.directory
+    assert [row["time_ns"] for row in rows(second.directory, "clock_samples")] == [1, 2]
+    assert [each.directory.name for each in (first, second)] == ["worker-same", "worker-same.1"]
+    assert [status(each)["row_counts"] for each in (first, second)] == [{"clock_samples": 1}, {"clock_samples": 2}]
+    assert not (first.directory / "losses.arrows").exists() and not (second.directory / "losses.arrows").exists()
+
+
+def open_files(directory):
+    """Names of files in a directory that this process has open."""
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            path = Path(os.readlink(each))
+            found |= {path.name} if path.parent == directory else set()
+    return found
+
+
+def test_files_to_which_nothing_comes_are_closed_and_go_on_when_something_does(spool, monkeypatch):
+    monkeypatch.setattr("recup.spool._REST_S", -1.0)
+    spool.put(ClockSample(1, 0, None))
+    spool.put(Log(1, "INFO", "dask", "first", None))
+    spool.flush()
+    assert open_files(spool.directory) == {"status.json"}
+    spool.put(Log(2, "WARNING", "dask", "second", None))
+    spool.flush()
+    assert [(row["level"], row["message"]) for row in rows(spool.directory, "logs")] == [
+        ("INFO", "first"), ("WARNING", "second"),
+    ]  # fmt: skip
+    assert status(spool)["row_counts"] == {"clock_samples": 1, "logs": 2}
+
+
+def test_rows_of_a_removed_file_are_lost_and_no_others(spool, monkeypatch):
+    monkeypatch.setattr("recup.spool._REST_S", -1.0)
+    for number in range(3):
+        spool.put(ClockSample(number, 0, None))
+        spool.put(Log(number, "INFO", "dask", "text", None))
+    spool.flush()
+    (spool.directory / "logs.arrows").unlink()
+    spool.put(Log(9, "INFO", "dask", "text", None))
+    spool.flush()
+    spool.flush()
+    assert spool.directory.name == "scheduler-Scheduler-1.1"
+    assert sorted(losses(spool.directory)) == [("write_failed", "logs", 1), ("write_failed", "logs", 3)]
+    assert len(rows(spool.directory.with_name("scheduler-Scheduler-1"), "clock_samples")) == 3
+
+
+def test_a_file_whose_end_cannot_be_mended_is_left_for_another(spool, monkeypatch):
+    spool.put(ClockSample(1, 0, None))
+    spool.flush()
+    write, truncate = os.write, os.ftruncate
+
+    def half(descriptor, data):
+        monkeypatch.setattr(os, "write", broken)
+        return write(descriptor, data[: len(data) // 2])
+
+    def broken(*_):
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(os, "write", half)
+    monkeypatch.setattr(os, "ftruncate", broken)
+    spool.put(ClockSample(2, 0, None))
+    spool.flush()
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    spool.put(ClockSample(3, 0, None))
+    spool.flush()
+    assert spool.directory.name == "scheduler-Scheduler-1.1"
+    assert [row["time_ns"] for row in rows(spool.directory, "clock_samples")] == [3]
+    assert losses(spool.directory) == [("write_failed", "clock_samples", 1)]
+
+
+def test_a_flush_ends_though_rows_come_as_fast_as_they_are_written(spool, monkeypatch):
+    batches = []
+    append = os.write
+
+    def slow(descriptor, data):
+        batches.append(len(data))
+        assert len(batches) < 50
+        spool.put(ClockSample(len(batches), 0, None))
+        return append(descriptor, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    spool.put(ClockSample(0, 0, None))
+    assert spool.flush()
+    monkeypatch.undo()
+    assert spool.flush()
+    assert rows(spool.directory, "clock_samples")[-1]["time_ns"] == len(batches)
+
+
+def test_losses_of_known_and_of_unknown_number_stay_apart_with_their_reasons(spool):
+    spool.lose("not_captured", "sources", "the script cannot be read")
+    spool.lose("not_captured", "sources", "texts of frames", 1)
+    assert spool.unwritten_losses() == {"not_captured:sources": -1}
+    spool.flush()
+    assert [(row["row_count"], row["detail"]) for row in rows(spool.directory, "losses")] == [
+        (None, "the script cannot be read"), (1, "texts of frames"),
+    ]  # fmt: skip
+
+
+def test_reasons_without_end_are_added_up(spool):
+    for number in range(1_000):
+        spool.lose("degraded", "logs", f"reason {number}", 1)
+    spool.flush()
+    found = rows(spool.directory, "losses")
+    assert len(found) == 201
+    assert sum(row["row_count"] for row in found) == 1_000
+
+
+def test_what_waits_in_all_tables_together_is_bounded(spool, monkeypatch):
+    monkeypatch.setattr("recup.spool._BUFFERED_VALUES_LIMIT", 100)
+    monkeypatch.setattr("recup.spool.FLUSH_INTERVAL_S", 60.0)
+    assert spool.flush()
+    for number in range(30):
+        spool.put(ClockSample(number, 0, None))  # 3 values
+        spool.put(Log(number, "INFO", "dask", "text", None))  # 5 values
+    spool.limit()
+    spool.flush()
+    kept = {name: len(rows(spool.directory, name)) for name in ("clock_samples", "logs")}
+    assert 3 * kept["clock_samples"] + 5 * kept["logs"] <= 100
+    assert {table: count for _, table, count in losses(spool.directory)} == {
+        name: 30 - count for name, count in kept.items() if count < 30
+    }
+
+
+def test_rows_put_long_after_the_close_are_still_written(spool, monkeypatch):
+    monkeypatch.setattr("recup.spool._LINGER_S", -1.0)
+    spool.put(Log(1, "INFO", "early", "text", None))
+    spool.close()
+    spool.flush()  # the writer thread lets go of it
+    assert open_files(spool.directory) == set()
+    spool.put(Log(2, "INFO", "late", "task thread", None))
+    spool.flush()
+    assert [row["logger"] for row in rows(spool.directory, "logs")] == ["early", "late"]
+    assert (status(spool)["closed"], status(spool)["row_counts"]) == (True, {"logs": 2})
+
+
+def test_a_thread_that_could_not_be_started_does_not_keep_a_spool_open(tmp_path):
+    spool = Spool(tmp_path, "worker", "w")
+    spool.describing = threading.Thread()
+    spool.put(ClockSample(1, 0, None))
+    spool.close()
+    assert status(spool)["closed"] is True
+
+
+def test_a_key_that_shows_itself_as_itself_costs_no_row(spool):
+    class Key(str):
+        def __str__(self):
+            return self
+
+    put = spool.extender("transfer_keys")
+    for number in range(3):
+        put((number, Key("odd"), 1))
+    assert spool.flush()
+    assert [row["transfer"] for row in rows(spool.directory, "transfer_keys")] == [0, 1, 2]
+    assert [row["key"] for row in rows(spool.directory, "keys")] == ["odd"]
+
+
+def test_a_key_that_ends_threads_does_not_end_the_writer(spool):
+    class Key:
+        def __hash__(self):
+            raise SystemExit
+
+    spool.extender("transfer_keys")((1, Key(), 1))
+    assert spool.flush()
+    spool.put(ClockSample(1, 0, None))
+    assert spool.flush()
+    assert len(rows(spool.directory, "clock_samples")) == 1
+    assert losses(spool.directory) == [("dropped", "transfer_keys", 1)]
+
+
+def test_a_process_that_is_there_may_still_write_and_one_of_its_number_may_not(spool):
+    spool.put(ClockSample(1, 0, None))
+    spool.flush()
+    left = status(spool) | {"time_ns": 1}  # stopped, or held by its disk, for years
+    assert is_written(left)
+    assert not is_written(left | {"start_ticks": left["start_ticks"] + 1})
+    assert not is_written(left | {"closed": True})
+    assert not is_written(left | {"hostname": "elsewhere"})
+    assert is_written(left | {"hostname": "elsewhere", "time_ns": time.time_ns()})
+
+
+def test_a_process_that_ended_and_is_not_waited_for_writes_no_more():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert start_ticks(os.getpid()) > 0
+    assert start_ticks(child.pid) is None
+    child.wait()
 
 
 def test_rows_put_after_close_are_still_written(spool):

@@ -97,6 +97,52 @@ def test_an_error_passes_as_it_is_with_no_frame_of_a_compiled_counting(spool, fo
     assert outcomes(spool) == [(5, "task", "KeyboardInterrupt")]
 
 
+def test_ctrl_c_before_a_task_passes_as_it_is(spool):
+    task = counted(spool, abs, -1)
+
+    def interrupted():
+        raise KeyboardInterrupt("stop")
+
+    task.run_spec.counters.meet_thread = interrupted
+    with pytest.raises(KeyboardInterrupt, match="stop"):
+        task.run_spec({})
+    assert task.run_spec.inner({}) == 1
+
+
+def test_a_thread_for_which_no_descriptor_is_left_keeps_none(spool, monkeypatch):
+    given = []
+
+    def opened(path):
+        if given and given[-1] is not None:
+            given.append(None)
+            raise OSError(24, "Too many open files")
+        given.append(os.open(os.devnull, os.O_RDONLY))
+        return given[-1]
+
+    monkeypatch.setattr(threads, "_opened", opened)
+    assert counted(spool, abs, -1).run_spec({}) == 1
+    assert len(given) == 2
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(given[0])
+
+
+def test_after_a_hundred_failures_no_further_task_is_counted(spool, monkeypatch):
+    counters, count = counting(spool)
+
+    def broken():
+        raise ValueError("broken")
+
+    monkeypatch.setattr(counters, "meet_thread", broken)
+    for number in range(120):
+        node = Task("k", abs, -1)
+        task = types.SimpleNamespace(run_spec=node, run_id=number, prefix="p")
+        count(task)
+        assert task.run_spec({}) == 1
+        assert (task.run_spec is node) == (number >= 100)
+    kinds = {row["kind"]: row["row_count"] for row in rows(spool, "losses")}
+    assert kinds == {"hook_failed": 100, "hook_disabled": None}
+
+
 def test_results_and_errors_are_let_go_of_after_the_task(spool):
     class Value:
         pass
