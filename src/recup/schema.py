@@ -670,7 +670,11 @@ class FineMetric(NamedTuple):
 
 @table("logs", step=4, sort=("time_ns",))
 class Log(NamedTuple):
-    """One row per log record of Dask's loggers in a recorded process."""
+    """One row per log record of Dask's loggers in a recorded process.
+
+    Where a process holds several servers of a role, one that the message does not name may
+    have spoken although it stands under another of them.
+    """
 
     time_ns: Annotated[int, _TIME]
     level: Annotated[str, Column("Level name", category=True)]

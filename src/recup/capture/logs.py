@@ -2,6 +2,8 @@
 
 Covers one handler per process on the loggers `distributed` and `dask`.  It does not change
 a level: what Dask's configuration silences before any handler sees it is not recorded.
+Which of several servers of one role in a process has spoken is known where the message names
+it; else it is taken for the first of them.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections.abc import Callable, Iterable
 
 from recup.capture.redaction import redacted_text
 from recup.schema import Log
@@ -20,20 +23,25 @@ _CALL = re.compile(r"^(?:Task|Function):.*?(?=^Exception:|\Z)", re.MULTILINE | r
 """The call of a task that failed, with its arguments, as Dask logs it."""
 
 
+Names = Callable[[], Iterable[object]]
+
+
 class _Handler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
-        self.spools: list[Spool] = []
+        self.servers: list[tuple[Spool, Names]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        spool = self._spool(record.name)
-        if spool is None:
+        servers = self.servers
+        if not servers:
             return
+        spool = servers[0][0]
         try:
             exception = None
             if record.exc_info:
                 exception = redacted_text(logging.Formatter().formatException(record.exc_info))[:_TEXT_LIMIT]
             message = record.getMessage()
+            spool = _spool_of(servers, record.name, message)
             if message.startswith("Compute Failed"):
                 message = _CALL.sub("Task:      [its arguments are not recorded]\n", message)
             message = redacted_text(message)[:_TEXT_LIMIT]
@@ -41,23 +49,29 @@ class _Handler(logging.Handler):
         except Exception as reason:  # noqa: BLE001 - the message may be made of odd objects
             spool.lose("degraded", "logs", f"a log record could not be read: {type(reason).__name__}", 1)
 
-    def _spool(self, logger_name: str) -> Spool | None:
-        """Return the spool of the role that speaks, else any of this process."""
-        spools = self.spools
-        for spool in spools:
-            if spool.role in logger_name:
+
+def _spool_of(servers: list[tuple[Spool, Names]], logger_name: str, message: str) -> Spool:
+    """Return the spool of the server that speaks: of the role that does, and of several the one that is named."""
+    speaking = [each for each in servers if each[0].role in logger_name] or servers
+    if len(speaking) > 1:
+        for spool, names in speaking:
+            if any(str(name) in message for name in names() if name):
                 return spool
-        return spools[0] if spools else None
+    return speaking[0][0]
 
 
 _handler = _Handler()
 _lock = threading.Lock()
 
 
-def attach(spool: Spool) -> None:
-    """Send the log records of this process to the spool, or to its sibling whose role fits better."""
+def attach(spool: Spool, names: Names = tuple) -> None:
+    """Send log records of this process to the spool, or to a sibling whose role fits better.
+
+    `names` returns what a message holds when it is about this server, as its address, and
+    not about another of its role in the process.
+    """
     with _lock:
-        _handler.spools = [*_handler.spools, spool]
+        _handler.servers = [*_handler.servers, (spool, names)]
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             if _handler not in logger.handlers:
@@ -67,7 +81,7 @@ def attach(spool: Spool) -> None:
 def detach(spool: Spool) -> None:
     """Stop sending log records to the spool."""
     with _lock:
-        _handler.spools = [each for each in _handler.spools if each is not spool]
-        if not _handler.spools:
+        _handler.servers = [each for each in _handler.servers if each[0] is not spool]
+        if not _handler.servers:
             for name in _LOGGERS:
                 logging.getLogger(name).removeHandler(_handler)

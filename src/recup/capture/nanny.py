@@ -45,7 +45,7 @@ class RecupNanny(NannyPlugin):
         self._nanny = nanny
         self._pid: int | None = None
         self._reason: str | None = None
-        logs.attach(spool)
+        logs.attach(spool, lambda: (nanny.address, nanny.id, self._pid and f"process {self._pid} "))
         self._wrap(nanny)
         self._instrument(nanny)
         spool.describing = host.record_process_in_background(

@@ -101,7 +101,7 @@ class RecupScheduler(SchedulerPlugin):
         self._set_hooks(scheduler)
         scheduler.handlers["recup_stop"] = self._end
         scheduler.log_event("recup", {"action": "recording", "run_directory": str(directory)})
-        logs.attach(spool)
+        logs.attach(spool, lambda: (scheduler.address if scheduler.listeners else None, scheduler.id))
         spool.describing = host.record_process_in_background(
             spool,
             role="scheduler",
