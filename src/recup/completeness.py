@@ -60,7 +60,7 @@ def completeness(run: Run) -> list[Finding]:
         findings.append(Finding("loss", "run", "No server recorded anything into this run."))
     findings += _ends(spools)
     findings += _files(spools)
-    findings += _row_counts(spools)
+    findings += _row_counts(spools, run.unreadable)
     findings += _unwritten(spools)
     findings += _counters(spools)
     checks: tuple[Callable[[Run], list[Finding]], ...] = (_losses, _workers, _clients, _attempts, _threads, _clocks)
@@ -146,9 +146,20 @@ def _files(spools: list[dict[str, Any]]) -> list[Finding]:
     return found
 
 
-def _row_counts(spools: list[dict[str, Any]]) -> list[Finding]:
-    """Whether files hold at least the rows their servers said they had written."""
+def _row_counts(spools: list[dict[str, Any]], unreadable: dict[str, str]) -> list[Finding]:
+    """Whether files hold at least the rows their servers said they had written, and sealed tables are still there."""
     found, total = [], 0
+    for name, wrong in unreadable.items():
+        count = sum(json.loads(spool["file_rows"]).get(name, 0) for spool in spools)
+        numbers: dict[str, Number] = {} if name == "keys" else {"missing_row_count": count}
+        found.append(
+            Finding(
+                "loss",
+                f"tables/{name}.parquet",
+                f"It {wrong}: answers are given without its rows. Restore it from a copy of the run.",
+                numbers,
+            )
+        )
     for spool in spools:
         rows, said = json.loads(spool["file_rows"]), json.loads(spool["status_rows"])
         total += sum(rows.values())

@@ -38,12 +38,6 @@ def tables_and_views(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def one_line(reason: Exception) -> str:
-    """Return DuckDB's message without its picture of the query."""
-    lines = [line.strip() for line in str(reason).partition("LINE 1")[0].splitlines()]
-    return " ".join(filter(None, lines)) or type(reason).__name__
-
-
 def write_answer(relation: Any, form: str, output: str | None, limit: int | None) -> None:
     """Write the rows of a relation as ``table``, ``csv``, ``json`` or ``parquet``, to a file or stdout.
 
@@ -55,6 +49,8 @@ def write_answer(relation: Any, form: str, output: str | None, limit: int | None
         The file cannot be written.
     """
     import duckdb
+
+    from recup.store import one_line
 
     try:
         if form == "parquet":

@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ from recup.storage import (
 _UNIT_ROWS = 16_384
 _POOL_ROWS = 524_288
 _ABSORBED = b"recup_absorbed"
+_MAGIC = b"PAR1"
+"""First and last bytes of a Parquet file."""
 Absorbed = dict[str, list[int]]
 """Spool file (below `spool/`) to [rows, bytes, mark] of it that a table holds."""
 
@@ -407,6 +411,25 @@ class Tables:
     def _earlier_spools(self) -> dict[str, dict[str, Any]]:
         path = self._earlier("spools")
         return {row["directory"]: row for row in read_parquet(path).to_pylist()} if path.is_file() else {}
+
+    def unreadable(self) -> dict[str, str]:
+        """Return sealed tables that have rows and whose file is not there, or no Parquet file, with what is wrong."""
+        found = {}
+        rows = Counter[str]()
+        for spool in self._earlier_spools().values():
+            rows.update(json.loads(spool["file_rows"]))
+        for name in sorted(name for name, count in rows.items() if count):
+            try:
+                with open(self.sealed / f"{name}.parquet", "rb") as file:
+                    begins = file.read(4)
+                    file.seek(-4, os.SEEK_END)
+                    if begins != _MAGIC or file.read(4) != _MAGIC:
+                        found[name] = "is damaged"
+            except FileNotFoundError:
+                found[name] = "is not there"
+            except OSError as reason:
+                found[name] = f"cannot be read ({reason.strerror or reason})"
+        return found
 
     def is_absorbed(self) -> bool:
         """Whether the sealed tables hold all there is in the spool, told by the sizes and ends of files."""

@@ -137,6 +137,9 @@ class Run:
         Content of `run.json`, or what stands for it.
     is_sealed : bool
         Whether its tables hold all its rows.
+    unreadable : dict of str
+        Sealed tables whose file is damaged or gone, with which of it; they are asked as if they
+        had no rows, and the completeness statement says so.
     tables, views : tuple of str
         What can be asked for.  A table without rows is there, with its columns.
 
@@ -152,6 +155,7 @@ class Run:
         self.run_id = str(self.manifest.get("run_id") or self.path.name)
         self._source = Tables(self.path)
         self.is_sealed = self._source.is_absorbed()
+        self.unreadable: dict[str, str] = self._source.unreadable() if self.is_sealed else {}
         self._views = {view.name: view for name in VIEW_MODULES for view in importlib.import_module(name).VIEWS}
         self.tables: tuple[str, ...] = _TABLE_NAMES
         self.views: tuple[str, ...] = tuple(view.name for view in self._views.values() if not view.is_inner)
@@ -214,7 +218,7 @@ class Run:
             self._ensure(self._names_in(query))
             return connection.sql(query, params=list(parameters) if parameters else None)
         except duckdb.Error as reason:
-            raise BadQuery(_one_line(reason)) from reason
+            raise BadQuery(one_line(reason)) from reason
 
     def together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return what calls that ask this run return, in their order, made a few at a time in threads.
@@ -424,7 +428,10 @@ class Run:
             self._connection.execute(f"create view raw.{name} as {rows}")
             self._connection.execute(f"create view {name} as {documented_select(name)}")
         except duckdb.Error as reason:
-            raise RunDamaged(f"Table {name} of {self.path} cannot be read: {_one_line(reason)}") from reason
+            raise RunDamaged(
+                f"Table {name} of {self.path} cannot be read: {one_line(reason)}. "
+                f"Restore {self._source.sealed / name}.parquet from a copy of the run, or remove it to ask the rest."
+            ) from reason
 
     def _filled_times(self, name: str, path: Path) -> list[str]:
         """Return which columns of times of a table's Parquet file hold any value; all, where it has but one."""
@@ -439,7 +446,7 @@ class Run:
         sealed = self._source.sealed / f"{name}.parquet"
         shown = self._directory / "sealed" / f"{name}.parquet"
         if self.is_sealed:
-            return shown if sealed.is_file() else None
+            return shown if sealed.is_file() and name not in self.unreadable else None
         made = self._directory / f"{name}.parquet"
         if name == "keys":
             self._source.write_keys(made, 1)
@@ -500,11 +507,8 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _one_line(reason: Exception) -> str:
-    """Return DuckDB's message without its picture of the query."""
-    lines = []
-    for line in str(reason).splitlines():
-        if line.startswith("LINE "):
-            break
-        lines.append(line.strip())
+def one_line(reason: Exception) -> str:
+    """Return DuckDB's message without its picture of the query; a sealed table is named as the run does."""
+    told = re.sub(r'"?\S*/sealed/(\w+\.parquet)"?', r"tables/\1", str(reason))
+    lines = [line.strip() for line in told.partition("LINE 1")[0].splitlines()]
     return " ".join(filter(None, lines)) or type(reason).__name__

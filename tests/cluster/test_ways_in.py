@@ -70,6 +70,41 @@ def test_two_blocks_make_two_runs(cluster, tmp_path):
     assert [len(spools(path, "client")) for path in paths] == [1, 1]
 
 
+def test_a_block_after_a_recorded_scheduler_ended_makes_a_run_of_its_own_where_it_is_told(tmp_path):
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with dask.config.set({"recup.root": str(tmp_path / "first")}):
+        with LocalCluster(**options) as cluster, Client(cluster) as client:
+            client.register_plugin(recup.RecupScheduler())
+            client.submit(inc, 1).result()
+        with (
+            LocalCluster(**options) as cluster,
+            Client(cluster) as client,
+            recup.record(client, root=tmp_path / "second") as run,
+        ):
+            client.submit(inc, 2, key="later").result()
+    assert run.path.parent == tmp_path / "second"
+    assert recorded_keys(run.path) == {"later"}
+    (first,) = (tmp_path / "first").iterdir()
+    assert "later" not in recorded_keys(first)
+
+
+def test_what_a_worker_did_before_recup_came_is_not_counted_as_done_since(cluster, tmp_path):
+    with Client(cluster) as client:
+        client.submit(sum, range(3_000_000), key="before").result()
+        with recup.record(client, root=tmp_path) as run:
+            client.submit(inc, 2, key="inside").result()
+    assert {row["prefix"] for row in rows(run.path, "worker", "fine_metrics")} <= {"inside", None}
+    for status in statuses(run.path, "worker"):
+        counters = status["counters"]
+        assert counters["transfers_outgoing_dask"] == counters["transfers_outgoing_recorded"]
+
+
+@pytest.mark.parametrize("client", [None, "tcp://127.0.0.1:8786"])
+def test_what_is_no_client_is_refused_in_words(client):
+    with pytest.raises(TypeError, match=r"recup.record takes a distributed.Client, not (NoneType|str)"):
+        recup.record(client)
+
+
 def test_graphs_that_come_while_recup_is_being_plugged_in_are_recorded(cluster, tmp_path):
     scheduler = cluster.scheduler
     register = scheduler.register_worker_plugin

@@ -206,3 +206,18 @@ def test_cpu_time_is_held_against_dasks_own_meter(tmp_path, monkeypatch, by_dask
     monkeypatch.setattr(written_runs, "worker_a_rows", lambda: metered)
     path = write_run(tmp_path)
     assert [f.level for f in findings_of(path) if "of CPU" in f.statement or f.subject == "threads"] == levels
+
+
+def test_a_sealed_table_that_is_gone_or_damaged_is_a_loss(tmp_path):
+    path = write_run(tmp_path)
+    seal(path)
+    (path / "tables" / "tasks.parquet").unlink()
+    with open(path / "tables" / "results.parquet", "r+b") as file:
+        file.truncate(300)
+    found = {each.subject: each.statement for each in findings_of(path) if each.level == "loss"}
+    assert found == {
+        "tables/results.parquet": "It is damaged: answers are given without its rows. Restore it from a copy of the run.",
+        "tables/tasks.parquet": "It is not there: answers are given without its rows. Restore it from a copy of the run.",
+    }
+    with open_run(path) as run:
+        assert run.sql("select count(*) from tasks").fetchall() == [(0,)]

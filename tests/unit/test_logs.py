@@ -38,7 +38,10 @@ def test_a_message_is_of_the_server_it_names_or_of_the_first_of_the_role_that_sp
 
 def test_the_arguments_of_a_task_that_failed_are_left_out(servers):
     logging.getLogger("distributed.worker").error(
-        "Compute Failed\nKey:       %s\nState:     executing\nTask:  %s\nException: %r\n", "k", "<Task 'k' f('A\nB')>", "E"
+        "Compute Failed\nKey:       %s\nState:     executing\nTask:  %s\nException: %r\n",
+        "k",
+        "<Task 'k' f('A\nB')>",
+        "E",
     )
     (row,) = rows(servers["a"], "logs")
     assert row["message"] == (

@@ -101,6 +101,12 @@ def test_hostile_text_is_redacted_in_linear_time(piece):
 def test_a_secret_written_out_in_source_is_redacted_and_a_call_is_not():
     source = 'password = "hunter2"\ntoken = get_token()\nurl = "https://u:p@host/x"\n'
     assert redacted_source(source) == 'password = "[redacted]"\ntoken = get_token()\nurl = "https://host/x"\n'
+    setting = 'run("AWS_SECRET_ACCESS_KEY=abcd1234efgh x", key=key, pwd=f(\'it\\\'s\', "a"))\n'
+    assert redacted_source(setting) == setting.replace("abcd1234efgh", "[redacted]")
+    hostile = 'x = "' + "password=\\" * 40_000
+    start = time.process_time()
+    assert redacted_source(hostile) == hostile
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distributed.core import Status
 from distributed.diagnostics.plugin import NannyPlugin
 
 from recup.capture import darshan, host, logs, session
@@ -45,6 +46,8 @@ class RecupNanny(NannyPlugin):
         self._nanny = nanny
         self._pid: int | None = None
         self._reason: str | None = None
+        self._connected: tuple[int | None, Any] = (None, None)
+        self._ended_address: Any = None
         logs.attach(spool, lambda: (nanny.address, nanny.id, self._pid and f"process {self._pid} "))
         self._wrap(nanny)
         self._instrument(nanny)
@@ -94,8 +97,7 @@ class RecupNanny(NannyPlugin):
             process.on_exit = exited
 
     def _put_end(self, exit_code: int) -> None:
-        process = self._nanny.process
-        address = getattr(process, "worker_address", None) or self._nanny.worker_address
+        address = self._address()
         # multiprocessing reports 255 when it could not learn how the process ended.
         known = exit_code != 255
         signal = -exit_code if exit_code < 0 else None
@@ -115,6 +117,14 @@ class RecupNanny(NannyPlugin):
             threading.Thread(target=self._fetch_map, args=(self._pid,), name="recup-darshan", daemon=True).start()
         self._pid = self._reason = None
 
+    def _address(self) -> Any:
+        """Return the address of the worker that ended; None of one that had not connected: what Dask has is older."""
+        address = self._nanny.worker_address
+        if address == self._ended_address and self._connected != (self._pid, address):
+            return None
+        self._ended_address = address
+        return address
+
     def _fetch_map(self, pid: int) -> None:
         try:
             if darshan.read_request(self.run_directory) is not None:
@@ -126,6 +136,8 @@ class RecupNanny(NannyPlugin):
         """Remember the worker's process id: it is gone when its exit is told."""
         if self._nanny.pid is not None:
             self._pid = self._nanny.pid
+            if getattr(self._nanny.process, "status", None) == Status.running:
+                self._connected = (self._pid, self._nanny.worker_address)
         self._timer = self._loop.call_later(1.0, self._note_pid)
 
     async def teardown(self, nanny: Any) -> None:

@@ -42,6 +42,7 @@ _TEXT = re.compile(
     re.IGNORECASE,
 )
 _SOURCE = re.compile(rf"{_FORMS}|(?P<before>{_NAME}{_SEPARATOR})(?P<value>{_QUOTED})", re.IGNORECASE)
+_LITERAL = re.compile(r"""(["'])(?:(?!\1)[^\\\n]|\\.){1,4096}\1""")
 _HINTS = (
     "@", "passw", "passphrase", "pwd", "secret", "token", "credential", "cookie", "signature", "auth", "bearer",
     "eyj", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "hf_",
@@ -158,9 +159,12 @@ def _is_told_secret(name: str) -> bool:
 def redacted_source(text: str) -> str:
     """Return program source with secrets redacted only where they are written out.
 
-    ``password = "hunter2"`` loses its literal, ``password = getpass()`` stays as it is.
+    ``password = "hunter2"`` loses its literal and ``"PASSWORD=hunter2"`` what it sets;
+    ``password = getpass()`` stays as it is.
     """
-    return _SOURCE.sub(_without, text)
+    return _LITERAL.sub(
+        lambda found: f"{found[0][0]}{redacted_text(found[0][1:-1])}{found[0][-1]}", _SOURCE.sub(_without, text)
+    )
 
 
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:

@@ -146,6 +146,7 @@ class RecupScheduler(SchedulerPlugin):
             self._scheduler.handlers.pop("recup_stop", None)
             self._scheduler.log_event("recup", {"action": "ended", "run_directory": str(self._run_directory)})
             await session.soon(self._spool.close)
+            session.leave_run(self._run_directory)
             await session.soon(functools.partial(session.end_run, self._run_directory))
 
     # ------------------------------------------------------------ hooks, bound in _set_hooks

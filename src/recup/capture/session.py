@@ -62,6 +62,14 @@ def run_for_new_scheduler(way: str) -> Path:
         return _process_run
 
 
+def leave_run(path: Path) -> None:
+    """Forget a run whose scheduler ended: what this process records next is another."""
+    global _process_run
+    with _lock:
+        if _process_run == path:
+            _process_run = None
+
+
 def spool_root(run_directory: str | Path) -> Path:
     """Return where a server writes its spool: the run directory if it can be written, else a local one.
 
@@ -125,10 +133,12 @@ class record:
     -----
     Tasks the scheduler knew before the block are listed, but their earlier transitions are
     gone.  Errors of recup are logged and recorded as losses, not raised; only a run
-    directory that cannot be made raises OSError.
+    directory that cannot be made raises OSError, and what is no client TypeError.
     """
 
     def __init__(self, client: Any, root: str | os.PathLike[str] | None = None):
+        if not hasattr(client, "sync"):
+            raise TypeError(f"recup.record takes a distributed.Client, not {type(client).__name__}")
         self.client = client
         self.path: Path | None = None
         self._root = root
@@ -158,7 +168,8 @@ class record:
             self.path = Path(recorded)
         else:
             root = runs_root(self._root or dask.config.get("recup.root", None))
-            self.path = configured_run() or create_run(root, way="record")
+            told = dask.config.get("recup.run-directory", None)
+            self.path = Path(told) if told else create_run(root, way="record")
             self._plugged = await plug_in(self.client, self.path, lambda reason: logger.warning("recup: %s", reason))
         self._capture = capture_client(self.client, self.path)
 

@@ -79,7 +79,7 @@ class RecupWorker(WorkerPlugin):
             ),
         )
         self._undo = [each for each in undo if each is not None]
-        self._metrics: dict[Any, list[Any]] = {}
+        self._metrics = {name: [*_named_metric(name), value] for name, value in worker.digests_total.items()}
         logs.attach(spool, lambda: (worker.address, worker.id))
         self._darshan = darshan.attach(spool, worker, self.run_directory)
         spool.describing = host.record_process_in_background(

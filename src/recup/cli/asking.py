@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -393,7 +394,11 @@ def sql_verb(
             rows = tables_and_views(opened)
             print_json(rows) if form == "json" else tables_page(Page(whole_rows=True), rows)
         else:
-            write_answer(opened.sql(query), form, output, limit)
+            answer = opened.sql(query)
+            for name, wrong in opened.unreadable.items():
+                if re.search(rf"\b{name}\b", query):
+                    click.echo(f"recup: tables/{name}.parquet {wrong}: its rows are missing here.", err=True)
+            write_answer(answer, form, output, limit)
 
 
 @main.command("check")

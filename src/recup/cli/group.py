@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from recup import __version__
-from recup.errors import RecupError
+from recup.errors import RecupError, RunDamaged
 from recup.questions import QUESTIONS
 
 if TYPE_CHECKING:
@@ -62,6 +63,25 @@ class _Verbs(click.Group):
 
             complain(reason)
             ctx.exit(1)
+        except Exception as reason:
+            damaged = _damaged_table(reason)
+            if damaged is None:
+                raise
+            from recup.terminal import complain
+
+            complain(damaged)
+            ctx.exit(1)
+
+
+def _damaged_table(reason: Exception) -> RunDamaged | None:
+    """Return what to say where DuckDB came upon damage inside a sealed table; None of any other error."""
+    if not type(reason).__module__.endswith("duckdb"):
+        return None
+    found = re.search(r"/sealed/(\w+)\.parquet\W*(.*)", str(reason))
+    if found is None:
+        return None
+    told = found[2].strip().rstrip(".")
+    return RunDamaged(f"tables/{found[1]}.parquet of the run is damaged ({told}): restore it from a copy of the run.")
 
 
 def json_option(function: Function) -> Function:
