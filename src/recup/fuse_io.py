@@ -1,7 +1,7 @@
 """Views that join Darshan's I/O to attempts of tasks: who did which read and write, and how sure that is.
 
 Part of `recup.fuse`, which says what all views have in common; whose log it is and how
-clocks stand is in `recup.fuse_io_clocks`.
+clocks stand is in `recup.fuse_io_clocks`, what is known of files in `recup.fuse_io_files`.
 
 A segment is claimed for an attempt only where nothing else is possible:
 
@@ -11,16 +11,18 @@ time_unique  its thread is not told, and one attempt of the process could have d
 path         its thread is not told, and its file was opened once and closed inside this attempt
 shared       attempts could have done it, by its thread or (not told) its process: none is claimed
 helper       its thread runs no task, but attempts ran meanwhile: none is claimed
-none         no attempt could have done it, or nothing is known of its process
+none         no attempt could have done it, nothing is known of its process, or it may be of another
+             file than Darshan says (`is_phantom`; `recup.fuse_io_files` says when)
 
 Without thread ids, files of Python, Dask and recup are never claimed, as the main thread
-reads and writes them while tasks run; nor are files reopened as C streams, on which Darshan
-may have booked what another thread did.
+reads and writes them while tasks run; nor are files on which Darshan may have booked what
+was done to others.
 """
 
 from __future__ import annotations
 
 from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_HOLDERS, IO_PROCESSES, IO_STEPS, IO_TURNS
+from recup.fuse_io_files import IO_FILE_OWNERS, IO_LOOSE_FILES, IO_NAMES
 from recup.fuse_io_totals import IO_SUMS, TASK_IO_STREAMS, TASK_IO_TOTALS
 from recup.store import View, ViewColumn
 
@@ -36,173 +38,6 @@ _CLAIMED = (
     ViewColumn("prefix", "Dask's task prefix", null=f"{_NO_CLAIM}, or the graph is not recorded"),
     ViewColumn("worker", "Address of the worker", null="nothing is known of the process, or it is no worker"),
     ViewColumn("worker_id", "Server id of the worker", null="nothing is known of the process, or it is no worker"),
-)
-
-IO_NAMES = View(
-    "io_names",
-    "One row per log and file: its names, what its counters say of when it was open, and whether it is a file of "
-    "Python, Dask or recup.",
-    (),
-    """
-with seen as (
-    select log, file_id, any_value(path) as path
-    from (
-        select log, file_id, any_value(path) as path from raw.io_segments group by all
-        union all
-        select log, file_id, any_value(path) from raw.io_files group by all
-    )
-    group by all
-), records as (
-    select
-        log,
-        file_id,
-        max(open_count) filter (module = 'POSIX') as open_count,
-        min(first_s) filter (module = 'POSIX') as first_s,
-        max(last_s) filter (module = 'POSIX') as last_s,
-        min(first_s) filter (module in ('POSIX', 'STDIO')) as any_first_s,
-        max(last_s) filter (module in ('POSIX', 'STDIO')) as any_last_s,
-        max(try_cast(counters ->> '$.STDIO_FDOPENS' as bigint)) filter (module = 'STDIO') as fdopen_count,
-        max(greatest(
-            try_cast(counters ->> '$.STDIO_MAX_BYTE_READ' as bigint),
-            try_cast(counters ->> '$.STDIO_MAX_BYTE_WRITTEN' as bigint)
-        )) filter (module = 'STDIO') + 1 as stream_end
-    from raw.io_files
-    group by log, file_id
-), renamed as (
-    -- Darshan keeps the id of the old name, an unsigned number, on the record of the new one.
-    select
-        log,
-        file_id as new_id,
-        try_cast(counters ->> '$.POSIX_RENAMED_FROM' as hugeint) as raw_id,
-        case when raw_id >= 9223372036854775808 then raw_id - 18446744073709551616 else raw_id end::bigint as file_id
-    from raw.io_files
-    where module = 'POSIX' and contains(counters, 'POSIX_RENAMED_FROM')
-), new_names as (
-    select r.log, r.file_id, any_value(s.path) as path
-    from renamed r
-    join seen s on s.log = r.log and s.file_id = r.new_id
-    where r.raw_id <> 0
-    group by r.log, r.file_id
-    having count(distinct r.new_id) = 1
-), own_places as (
-    select distinct rtrim(place, '/') || '/' as place
-    from (
-        select local_directory as place from raw.processes
-        union all
-        select path from raw.filesystems where purpose = 'run'
-        union all
-        select regexp_extract(executable, '^(.*)/bin/[^/]*$', 1) from raw.processes
-    )
-    where length(place) > 1 and place not in ('/usr', '/usr/local')
-), own_files as (
-    select distinct log, file_id from seen join own_places on starts_with(seen.path, own_places.place)
-)
-select
-    row_number() over () as file,
-    s.log,
-    s.file_id,
-    coalesce(n.path, s.path) as path,
-    case when n.path is not null then s.path end as written_as,
-    r.open_count,
-    r.first_s,
-    r.last_s,
-    r.any_first_s,
-    r.any_last_s,
-    coalesce(r.fdopen_count, 0) > 0 as is_reopened_as_stream,
-    r.stream_end,
-    b.path is not null as is_beacon,
-    b.path is not null
-        or own_files.file_id is not null
-        or coalesce(regexp_matches(
-            s.path,
-            '(/site-packages/|/dist-packages/|/lib/python[0-9.]+/|[.](py|pyc|pyi|pth|so)$|[.]so[.][0-9.]+$|/pyvenv[.]cfg$'
-            || '|^/(proc|sys|dev|etc|lib|lib64|usr/lib|usr/lib64|usr/share)/|/[.]config/dask/)'
-        ), false) as is_runtime
-from seen s
-left join records r on r.log = s.log and r.file_id = s.file_id
-left join new_names n on n.log = s.log and n.file_id = s.file_id
-left join own_files on own_files.log = s.log and own_files.file_id = s.file_id
-left join (select distinct path from raw.clock_beacons) b on b.path = s.path
-""",
-    is_kept=True,
-    is_inner=True,
-)
-
-IO_LOOSE_FILES = View(
-    "io_loose_files",
-    "One row per file, of logs without thread ids, that was used while no attempt ran: something else than tasks uses "
-    "it, so that time alone tells nothing.",
-    (),
-    """
-with placed as (
-    select
-        n.file,
-        c.process,
-        c.zero_ns + try_cast(s.start_s * 1e9 as bigint) - c.error_ns as from_ns,
-        c.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + c.error_ns as to_ns
-    from raw.io_segments s
-    join io_clocks c on c.log = s.log
-    join io_names n on n.log = s.log and n.file_id = s.file_id
-    where s.thread is null and c.process is not null
-)
-select distinct p.file
-from placed p
-asof left join (select * from io_steps where is_begin) b
-    on b.scope = -p.process and p.to_ns >= b.at_ns
-asof left join (select * from io_steps where not is_begin) e
-    on e.scope = -p.process and p.from_ns > e.at_ns
-where coalesce(b.attempts, 0) = coalesce(e.attempts, 0)
-""",
-    is_kept=True,
-    is_inner=True,
-)
-
-IO_FILE_OWNERS = View(
-    "io_file_owners",
-    "One row per file, of logs without thread ids, that one attempt surely opened and closed: it was opened once, and "
-    "from that to its end one attempt may have run, and did.",
-    (),
-    """
-with opened_once as (
-    select
-        n.file,
-        c.process,
-        c.zero_ns + try_cast(n.first_s * 1e9 as bigint) as opened_ns,
-        c.zero_ns + try_cast(n.last_s * 1e9 as bigint) as closed_ns,
-        c.error_ns
-    from io_names n
-    join io_clocks c on c.log = n.log
-    where n.open_count = 1 and not c.has_thread_ids and not c.is_doubtful and c.process is not null
-        and not n.is_runtime and not n.is_reopened_as_stream and n.last_s >= n.first_s
-), pairs as (
-    select f.*, f.opened_ns + f.error_ns as opened_by_ns, h.holder
-    from opened_once f
-    join io_holders h on h.process = f.process
-), held as (
-    select
-        f.file,
-        t.attempt,
-        coalesce(t.out_to_ns >= f.closed_ns - f.error_ns, false) as is_possible,
-        is_possible and t.in_from_ns <= f.opened_ns - f.error_ns and t.in_to_ns >= f.closed_ns + f.error_ns as is_sure,
-        coalesce(t.before_to_ns >= f.closed_ns - f.error_ns, false) as is_crowded
-    from pairs f
-    asof left join io_turns t on t.holder = f.holder and f.opened_by_ns >= t.out_from_ns
-), others as (
-    -- Coroutines and attempts without an end held no thread that is known; they might have done it.
-    select distinct f.file
-    from opened_once f
-    join io_attempts a
-        on a.process = f.process and a.thread is null
-        and a.out_from_ns <= f.closed_ns + f.error_ns and a.out_to_ns >= f.opened_ns - f.error_ns
-)
-select file, any_value(attempt) filter (is_sure) as attempt
-from held
-where file not in (select file from others)
-group by file
-having count(*) filter (is_possible) = 1 and count(*) filter (is_sure) = 1 and not bool_or(is_crowded)
-""",
-    is_kept=True,
-    is_inner=True,
 )
 
 _ATTRIBUTION = f"enum{ATTRIBUTIONS}"
@@ -227,11 +62,7 @@ with files as (
         s.thread,
         f.zero_ns + try_cast(s.start_s * 1e9 as bigint) - f.error_ns as from_ns,
         f.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + f.error_ns as to_ns,
-        coalesce(f.is_reopened_as_stream and (
-            not (s.start_s >= f.any_first_s and s.stop_s <= f.any_last_s)
-            or s."offset" + s.nbytes > f.stream_end
-            or (s.thread is not null and h.holder is null)
-        ), false) as is_phantom,
+        f.doubt_from_s is not null and not coalesce(s.stop_s <= f.doubt_from_s, false) as is_phantom,
         case when not f.is_beacon and not is_phantom then coalesce(h.holder, -f.process) end::integer as scope
     from raw.io_segments s
     join files f on f.log = s.log and f.file_id = s.file_id
@@ -259,7 +90,7 @@ with files as (
         case
             when w.thread is not null or w.candidate_count = 0 then null
             when only_one.thread is not null and only_one.in_from_ns <= w.from_ns and w.to_ns <= only_one.in_to_ns
-                and loose.file is null and not f.is_runtime and not f.is_doubtful and not f.is_reopened_as_stream
+                and loose.file is null and not f.is_runtime and not f.is_doubtful and f.doubt_from_s is null
             then 'time_unique'
             when owner.in_from_ns <= w.from_ns and w.to_ns <= owner.in_to_ns then 'path'
         end as claim,
@@ -327,8 +158,8 @@ TASK_IO = View(
         ),
         ViewColumn(
             "is_phantom",
-            "Whether Darshan may have booked another descriptor's bytes on this file: it was reopened as a C stream "
-            "whose close Darshan does not see, and this lies outside its life, its size or the threads of tasks",
+            "Whether Darshan may have booked another descriptor's bytes on this file: a descriptor of it was duplicated "
+            "or reopened as a C stream, whose close Darshan does not see, and this is not from before that",
         ),
         ViewColumn("is_runtime", "Whether it is a file of Python, Dask or recup"),
     ),

@@ -57,6 +57,7 @@ with streams as (
 ), placed as (
     select
         s.*,
+        n.file,
         c.scheduler_id,
         c.worker_id,
         c.worker,
@@ -71,24 +72,27 @@ with streams as (
     left join io_names n on n.log = s.log and n.file_id = s.file_id
     left join io_loose_files loose on loose.file = n.file
 ), traced as (
-    -- A header, say, is traced although the payload is not.
-    select log, path, count(distinct (worker_id, key_id, run_id)) as attempt_count, count(*) = count(key_id) as is_all_claimed,
-        any_value(worker_id) as worker_id, any_value(key_id) as key_id, any_value(run_id) as run_id
-    from task_io
-    where not is_phantom
-    group by log, path
+    -- A header, say, is traced although the payload is not.  What may be of another descriptor tells nothing, but for
+    -- this: while the stream is used it may as well be another task's header.
+    select
+        p.log,
+        p.file_id,
+        any_value(c.attempt) as attempt
+    from placed p
+    join io_claims c on c.file = p.file
+    where not c.is_phantom or coalesce(c.to_ns >= p.from_ns and c.from_ns <= p.to_ns, true)
+    group by p.log, p.file_id
+    having count(distinct c.attempt) = 1 and count(*) = count(c.attempt)
 ), counted as (
     select
         p.*,
         coalesce(b.attempts, 0) - coalesce(e.attempts, 0) as possible,
         case when possible = 1 then coalesce(b.numbers, 0) - coalesce(e.numbers, 0) end as only_attempt,
-        t.worker_id as traced_worker_id,
-        t.key_id as traced_key_id,
-        t.run_id as traced_run_id
+        t.attempt as traced_attempt
     from placed p
     asof left join (select * from io_steps where is_begin) b on b.scope = -p.process and p.to_ns >= b.at_ns
     asof left join (select * from io_steps where not is_begin) e on e.scope = -p.process and p.from_ns > e.at_ns
-    left join traced t on t.log = p.log and t.path = p.path and t.attempt_count = 1 and t.is_all_claimed
+    left join traced t on t.log = p.log and t.file_id = p.file_id
 ), claimed as (
     select
         c.*,
@@ -97,8 +101,7 @@ with streams as (
         case when header.in_from_ns <= c.from_ns and c.to_ns <= header.in_to_ns then header.attempt end as path_attempt
     from counted c
     left join io_attempts only_one on only_one.attempt = c.only_attempt
-    left join io_attempts header
-        on header.worker_id = c.traced_worker_id and header.key_id = c.traced_key_id and header.run_id = c.traced_run_id
+    left join io_attempts header on header.attempt = c.traced_attempt
 )
 select
     c.log,

@@ -27,12 +27,12 @@ def process(role, pid=1, **values):
     return row(schema.Process, role=role, host_id="host", scheduler_id=S, pid=pid, **values)
 
 
-def ran(key, start, stop, *, thread=7, run_id=0, kind="task"):
-    """An attempt whose thread was counted, in seconds from the start of the run."""
+def ran(key, start, stop, *, thread=7, run_id=0, kind="task", read=(10, 1), written=(20, 2)):
+    """An attempt whose thread was counted, in seconds from the start of the run; read and written are (bytes, calls)."""
     return row(
         schema.ThreadCounter, time_ns=at(start), key=key, run_id=run_id, kind=kind, outcome="returned", thread=thread,
-        wall_ns=round((stop - start) * 1e9), read_chars_bytes=10, written_chars_bytes=20, read_call_count=1,
-        write_call_count=2,
+        wall_ns=round((stop - start) * 1e9), read_chars_bytes=read[0], read_call_count=read[1],
+        written_chars_bytes=written[0], write_call_count=written[1],
     )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def asked(path, query, *, worker=(), log=(), has_threads=True, has_beacon=True, 
     shone = [beacon(0.0, 0), beacon(0.5, 1)] if has_beacon else []
     write(path, "worker", W, [process("worker", 100, address=A), *(b for b, _ in shone), *worker])
     about = row(
-        schema.IoLog, log=LOG, format_version="3.41", hostname="node", pid=100, modules="{}",
-        start_s=START_S + start, has_thread_ids=has_threads, **about_log,
+        schema.IoLog, log=LOG, format_version="3.41", hostname="node", pid=100, start_s=START_S + start,
+        has_thread_ids=has_threads, **{"modules": "{}"} | about_log,
     )  # fmt: skip
     write(path, "launcher", "Ingest-1", [about, *(s for _, s in shone), *log])
     with open_run(path) as run:
@@ -321,30 +321,78 @@ def test_a_file_that_another_task_may_have_opened_is_not_claimed(tmp_path, recor
 # ---------------------------------------------------------------- traps in the data
 
 
-def stream_of(path, end=1000):
+def stream_of(path, end=1000, first_s=1.2, last_s=1.6, count=1):
     return file_of(
-        path, module="STDIO", counters={"STDIO_FDOPENS": 1, "STDIO_MAX_BYTE_WRITTEN": end - 1}, first_s=1.2, last_s=1.6,
-        written_bytes=end - 128, write_count=1, read_bytes=0, read_count=0, open_count=1,
+        path, module="STDIO", counters={"STDIO_FDOPENS": count, "STDIO_MAX_BYTE_WRITTEN": end - 1}, first_s=first_s,
+        last_s=last_s, written_bytes=end - 128, write_count=1, read_bytes=0, read_count=0, open_count=count,
     )  # fmt: skip
+
+
+PLACED = f"""
+select nbytes, key, attribution, candidate_count, is_phantom from task_io where path <> '{BEACON}' order by start_s, nbytes
+"""
 
 
 def test_bytes_of_a_descriptor_used_again_are_phantoms_of_the_file(tmp_path):
     path = "/data/x.npy"
     log = [
-        file_of(path, open_count=1, first_s=1.1, last_s=1.6),
+        file_of(path, open_count=2, first_s=1.1, last_s=1.9, counters={"POSIX_OPENS": 2, "POSIX_DUPS": 1}),
         stream_of(path),
         segment(1.15, path=path, direction="write", nbytes=128),
-        segment(1.8, path=path, nbytes=777),
         segment(1.4, path=path, nbytes=776, offset=40128),
         segment(1.45, path=path, nbytes=100, thread=99),
+        segment(1.8, path=path, nbytes=777),
+        # Within the life that Darshan tells and the size of the file, by another task: what it did moved the life.
+        segment(2.5, path=path, nbytes=500, offset=100),
     ]
-    query = (
-        f"select nbytes, key, attribution, candidate_count, is_phantom from task_io where path <> '{BEACON}' order by 1"
-    )
-    assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [
-        (100, None, "none", 0, True), (128, "x", "thread", 1, False), (776, None, "none", 0, True),
-        (777, None, "none", 0, True),
+    assert asked(tmp_path / "run", PLACED, worker=[ran("x", 1, 2), ran("y", 2.2, 2.8)], log=log) == [
+        (128, "x", "thread", 1, False), (776, None, "none", 0, True), (100, None, "none", 0, True),
+        (777, None, "none", 0, True), (500, None, "none", 0, True),
     ]  # fmt: skip
+
+
+def test_a_header_read_after_another_task_wrote_the_file_as_a_stream_is_undecided(tmp_path):
+    path = "/data/x.npy"
+    log = [
+        file_of(path, open_count=4, first_s=1.1, last_s=2.6, counters={"POSIX_OPENS": 4, "POSIX_DUPS": 2}),
+        stream_of(path, last_s=2.7, count=2),
+        segment(1.15, path=path, direction="write", nbytes=128),
+        segment(2.5, path=path, nbytes=4096),
+    ]
+    assert asked(tmp_path / "run", PLACED, worker=[ran("x", 1, 2), ran("y", 2.2, 2.8)], log=log) == [
+        (128, "x", "thread", 1, False), (4096, None, "none", 0, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("has_threads", [True, False], ids=["thread ids", "no thread ids"])
+def test_what_is_written_on_a_file_that_output_was_redirected_to_is_nobodys(tmp_path, has_threads):
+    path = "/data/out.log"
+    log = [
+        file_of(path, open_count=2, first_s=1.1, last_s=1.6, counters={"POSIX_OPENS": 2, "POSIX_DUPS": 1}),
+        *(
+            segment(start, path=path, direction="write", nbytes=nbytes, thread=7 if has_threads else None)
+            for start, nbytes in ((1.5, 100), (2.5, 19))
+        ),
+    ]
+    worker = [ran("x", 1, 2, written=(100, 1)), ran("y", 2.2, 2.8, written=(19, 1))]
+    assert asked(tmp_path / "run", PLACED, worker=worker, log=log, has_threads=has_threads) == [
+        (100, None, "none", 0, True), (19, None, "none", 0, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modules", "claimed"),
+    [
+        ({"POSIX": {"state": "damaged"}, "STDIO": {"state": "read", "partial": False}}, None),
+        ({"POSIX": {"state": "read"}, "STDIO": {"state": "read", "partial": True}}, None),
+        ({"POSIX": {"state": "read"}, "STDIO": {"state": "read", "partial": False}}, "x"),
+    ],
+    ids=["damaged", "partial", "whole"],
+)
+def test_a_file_whose_counters_the_log_lost_may_have_been_reopened(tmp_path, modules, claimed):
+    query = f"select key, is_phantom from task_io where path <> '{BEACON}'"
+    found = asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=[segment(1.5)], modules=json.dumps(modules))
+    assert found == [(claimed, claimed is None)]
 
 
 def test_a_renamed_file_goes_by_its_last_name(tmp_path):
@@ -366,6 +414,18 @@ def test_a_stream_goes_to_the_task_whose_header_was_traced(tmp_path):
     worker = [ran("x", 1, 2), ran("y", 1, 2, thread=8)]
     log = [stream_of(path), file_of(path, first_s=1.1, last_s=1.6), segment(1.15, path=path, nbytes=128)]
     assert asked(tmp_path / "run", STREAMS, worker=worker, log=log) == [(path, "x", "path", 872)]
+
+
+def test_a_stream_is_of_nobody_where_a_header_may_be_another_task_s(tmp_path):
+    path = "/data/x.npy"
+    worker = [ran("x", 1, 2), ran("y", 1, 2, thread=8)]
+    log = [
+        stream_of(path), segment(1.15, path=path, nbytes=128), segment(1.4, path=path, nbytes=4096, thread=8),
+        segment(1.8, path=path, nbytes=3, thread=8),
+    ]  # fmt: skip
+    assert asked(tmp_path / "a", STREAMS, worker=worker, log=log) == [(path, None, "shared", 872)]
+    del log[2]
+    assert asked(tmp_path / "b", STREAMS, worker=worker, log=log) == [(path, "x", "path", 872)]
 
 
 def test_a_stream_two_tasks_may_have_written_is_shared(tmp_path):

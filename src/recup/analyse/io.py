@@ -46,7 +46,7 @@ select
 
 _OWNERS = """
 case
-    when is_phantom then 'no I/O of files: bytes Darshan may have booked on the wrong file'
+    when is_phantom then 'of which file is not sure: Darshan may have booked it on the wrong one'
     when attribution in ('thread', 'time_unique', 'path') then 'task'
     when attribution = 'shared' then 'one of several tasks, or at the border of one'
     when attribution = 'helper' then 'helper threads while tasks ran'

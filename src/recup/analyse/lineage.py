@@ -66,7 +66,7 @@ select
     count(*) filter (direction = 'read') as read_count,
     count(*) filter (direction = 'write') as write_count
 from task_io
-where (path = ? or written_as = ?) and key_id is null and module = 'POSIX' and not is_phantom
+where (path = ? or written_as = ?) and key_id is null and module = 'POSIX'
 """
 
 KEY_SQL = """
