@@ -34,6 +34,14 @@ with seen as (
         log,
         file_id,
         max(open_count) filter (module = 'POSIX') as open_count,
+        sum(open_count) filter (module = 'POSIX') = 1
+            and sum(try_cast(counters ->> '$.POSIX_RENAME_SOURCES' as bigint)) filter (module = 'POSIX') = 1
+            as is_opened_and_renamed_once,
+        -- The record may have begun by something else than that opening: the renaming may have come first.
+        coalesce(
+            sum(try_cast(counters ->> '$.POSIX_STATS' as bigint)) filter (module = 'POSIX'), 0
+        ) + coalesce(sum(try_cast(counters ->> '$.POSIX_RENAME_TARGETS' as bigint)) filter (module = 'POSIX'), 0) = 0
+            as is_begun_by_opening,
         min(first_s) filter (module = 'POSIX') as first_s,
         max(last_s) filter (module = 'POSIX') as last_s,
         min(first_s) filter (module = 'STDIO') as stream_first_s,
@@ -66,10 +74,16 @@ with seen as (
     from raw.io_files
     where module = 'POSIX' and contains(counters, 'POSIX_RENAMED_FROM')
 ), new_names as (
+    -- When it was renamed is not told, and a name may be given to a new file later.  So the new name is sure where the
+    -- file was opened once, and before it was renamed: nothing else is known of the name, or it is made up of random
+    -- digits, to be used once.
     select r.log, r.file_id, any_value(s.path) as path
     from renamed r
     join seen s on s.log = r.log and s.file_id = r.new_id
-    where r.raw_id <> 0
+    join seen old on old.log = r.log and old.file_id = r.file_id
+    join records f on f.log = r.log and f.file_id = r.file_id
+    where r.raw_id <> 0 and f.is_opened_and_renamed_once
+        and (f.is_begun_by_opening or regexp_matches(old.path, '[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'))
     group by r.log, r.file_id
     having count(distinct r.new_id) = 1
 ), own_places as (

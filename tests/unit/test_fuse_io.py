@@ -395,15 +395,50 @@ def test_a_file_whose_counters_the_log_lost_may_have_been_reopened(tmp_path, mod
     assert found == [(claimed, claimed is None)]
 
 
-def test_a_renamed_file_goes_by_its_last_name(tmp_path):
-    part, last = "/data/c.0123.partial", "/data/c"
-    old = -(2**63) + 5
-    log = [
-        file_of(last, counters={"POSIX_RENAMED_FROM": old + 2**64}),
-        segment(1.5, path=part, file_id=old),
+OLD_ID = -(2**63) + 5
+RENAMED = {"POSIX_OPENS": 1, "POSIX_RENAME_SOURCES": 1}
+
+
+def renamed(part, last, counters):
+    """Records of a file renamed by the process, and a write to the old name."""
+    return [
+        file_of(part, open_count=counters["POSIX_OPENS"], counters=counters)._replace(file_id=OLD_ID),
+        file_of(last, counters={"POSIX_RENAME_TARGETS": 1, "POSIX_RENAMED_FROM": OLD_ID + 2**64}),
+        segment(1.5, path=part, file_id=OLD_ID),
     ]
+
+
+@pytest.mark.parametrize(
+    ("part", "counters"),
+    [
+        ("/data/c.tmp", RENAMED),
+        ("/data/c.0123456789abcdef0123456789abcdef.partial", RENAMED | {"POSIX_STATS": 1}),
+        ("/data/c-01234567-89ab-cdef-0123-456789abcdef", RENAMED | {"POSIX_STATS": 2}),
+    ],
+    ids=["opened first of all", "random name", "uuid"],
+)
+def test_a_file_that_was_opened_once_and_then_renamed_goes_by_its_new_name(tmp_path, part, counters):
     query = f"select path, written_as, key from task_io where path <> '{BEACON}'"
-    assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [(last, part, "x")]
+    log = renamed(part, "/data/c", counters)
+    assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [("/data/c", part, "x")]
+
+
+@pytest.mark.parametrize(
+    "counters",
+    [
+        RENAMED | {"POSIX_OPENS": 3},
+        RENAMED | {"POSIX_RENAME_SOURCES": 2},
+        RENAMED | {"POSIX_STATS": 1},
+        RENAMED | {"POSIX_RENAME_TARGETS": 1},
+    ],
+    ids=["opened again", "renamed again", "looked at before", "itself a new name"],
+)
+def test_a_file_that_may_have_been_opened_after_the_old_one_was_renamed_goes_by_the_name_it_was_opened_by(
+    tmp_path, counters
+):
+    query = f"select path, written_as, key from task_io where path <> '{BEACON}'"
+    log = renamed("/data/log", "/data/log.1", counters)
+    assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [("/data/log", None, "x")]
 
 
 STREAMS = "select path, key, attribution, written_bytes from task_io_streams order by path"
