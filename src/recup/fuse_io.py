@@ -9,10 +9,18 @@ thread       it lies, with all bounds of error, inside the one attempt that held
 time_unique  its thread is not told, and one attempt of the process could have done it: it lies
              inside, nothing else may have run, and nothing used the file outside tasks
 path         its thread is not told, and its file was opened once and closed inside this attempt
-shared       attempts could have done it, by its thread or (not told) its process: none is claimed
+shared       attempts could have done it, by its thread or (not told) its process, or threads that
+             they started and left behind: none is claimed
 helper       its thread runs no task, but attempts ran meanwhile: none is claimed
 none         no attempt could have done it, nothing is known of its process, or it may be of another
              file than Darshan says (`is_phantom`; `recup.fuse_io_files` says when)
+
+Without thread ids, a thread that a task started and left behind may do what looks like that of
+the task running then.  So `time_unique` and `path` also ask that, in the whole stretch of time in
+which attempts ran, the reads (the writes) that Darshan traced in the process are, in number and
+bytes, those that the kernel counted in the attempts' own threads (`io_spells`).  Less than that
+would not do: a task that also writes to a socket would cover for the thread.  Where attempts were
+not counted nothing is claimed by time or path.
 
 Without thread ids, files of Python, Dask and recup are never claimed, as the main thread
 reads and writes them while tasks run; nor are files on which Darshan may have booked what
@@ -22,7 +30,7 @@ was done to others.
 from __future__ import annotations
 
 from recup.fuse_io_clocks import IO_ATTEMPTS, IO_CLOCKS, IO_HOLDERS, IO_PROCESSES, IO_STEPS, IO_TURNS
-from recup.fuse_io_files import IO_FILE_OWNERS, IO_LOOSE_FILES, IO_NAMES
+from recup.fuse_io_files import IO_FILE_OWNERS, IO_LOOSE_FILES, IO_NAMES, IO_SPELLS
 from recup.fuse_io_totals import IO_SUMS, TASK_IO_STREAMS, TASK_IO_TOTALS
 from recup.store import View, ViewColumn
 
@@ -80,15 +88,17 @@ with files as (
     select
         q.*,
         coalesce(b.attempts, 0) - coalesce(e.attempts, 0) as candidate_count,
-        case when candidate_count = 1 then coalesce(b.numbers, 0) - coalesce(e.numbers, 0) end as only_attempt
+        case when candidate_count = 1 then coalesce(b.numbers, 0) - coalesce(e.numbers, 0) end as only_attempt,
+        coalesce(case when q.is_write then s.is_all_written else s.is_all_read end, false) as is_counted
     from (select * exclude (attempt) from by_thread where attempt is null and scope is not null and from_ns is not null) q
     asof left join (select * from io_steps where is_begin) b on b.scope = q.scope and q.to_ns >= b.at_ns
     asof left join (select * from io_steps where not is_begin) e on e.scope = q.scope and q.from_ns > e.at_ns
+    asof left join io_spells s on s.process = -q.scope and q.to_ns >= s.from_ns
 ), judged as (
     select
-        w.* exclude (only_attempt),
+        w.* exclude (only_attempt, is_counted),
         case
-            when w.thread is not null or w.candidate_count = 0 then null
+            when w.thread is not null or w.candidate_count = 0 or not w.is_counted then null
             when only_one.thread is not null and only_one.in_from_ns <= w.from_ns and w.to_ns <= only_one.in_to_ns
                 and loose.file is null and not f.is_runtime and not f.is_doubtful and f.doubt_from_s is null
             then 'time_unique'
@@ -221,6 +231,7 @@ IO_VIEWS: tuple[View, ...] = (
     IO_NAMES,
     IO_LOOSE_FILES,
     IO_FILE_OWNERS,
+    IO_SPELLS,
     IO_CLAIMS,
     IO_SUMS,
     TASK_IO,

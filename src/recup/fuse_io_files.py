@@ -208,3 +208,79 @@ having count(*) filter (is_possible) = 1 and count(*) filter (is_sure) = 1 and n
     is_kept=True,
     is_inner=True,
 )
+
+IO_SPELLS = View(
+    "io_spells",
+    "One row per stretch of time in which attempts may have run in a process whose log has no thread ids: whether all "
+    "reads, and all writes, that Darshan traced in it are exactly those that its attempts' own threads counted.  Where "
+    "they are not, threads that attempts started, and left behind, may have done some: of which nothing tells.",
+    (),
+    """
+with unnamed as (
+    select log, process, zero_ns, error_ns from io_clocks where not has_thread_ids and process is not null
+), in_order as (
+    select
+        a.*,
+        coalesce(a.out_from_ns > max(a.out_to_ns) over (
+            partition by a.process order by a.out_from_ns, a.attempt rows between unbounded preceding and 1 preceding
+        ), true) as is_first
+    from io_attempts a
+    semi join unnamed u on u.process = a.process
+), numbered as (
+    select *, sum(is_first::integer) over (order by process, out_from_ns, attempt rows unbounded preceding) as spell
+    from in_order
+), counters as (
+    -- Calls of one method of an actor are told apart by when they began.
+    select
+        server_id, key_id, run_id, time_ns, read_call_count, read_chars_bytes, write_call_count, written_chars_bytes
+    from raw.thread_counters
+), spells as (
+    select
+        n.spell,
+        n.process,
+        min(n.out_from_ns) as from_ns,
+        max(n.out_to_ns) as to_ns,
+        -- Null, not a sum of the rest, where one attempt has no counters.
+        case when count(*) = count(c.read_call_count) then sum(c.read_call_count) end as read_count,
+        case when count(*) = count(c.read_chars_bytes) then sum(c.read_chars_bytes) end as read_bytes,
+        case when count(*) = count(c.write_call_count) then sum(c.write_call_count) end as write_count,
+        case when count(*) = count(c.written_chars_bytes) then sum(c.written_chars_bytes) end as written_bytes
+    from numbered n
+    left join counters c
+        on c.server_id = n.worker_id and c.key_id = n.key_id and c.run_id is not distinct from n.run_id
+        and c.time_ns = n.from_ns
+    group by n.spell, n.process
+), placed as (
+    select
+        u.process,
+        s.direction = 'write' as is_write,
+        s.nbytes,
+        u.zero_ns + try_cast(s.start_s * 1e9 as bigint) - u.error_ns as from_ns,
+        u.zero_ns + try_cast(s.stop_s * 1e9 as bigint) + u.error_ns as to_ns
+    from raw.io_segments s
+    join unnamed u on u.log = s.log
+    where s.module = 'POSIX'
+), traced as (
+    select
+        e.spell,
+        count(*) filter (not p.is_write) as read_count,
+        coalesce(sum(p.nbytes) filter (not p.is_write), 0) as read_bytes,
+        count(*) filter (p.is_write) as write_count,
+        coalesce(sum(p.nbytes) filter (p.is_write), 0) as written_bytes
+    from placed p
+    asof join spells e on e.process = p.process and p.to_ns >= e.from_ns
+    where p.from_ns <= e.to_ns
+    group by e.spell
+)
+select
+    e.process,
+    e.from_ns,
+    e.to_ns,
+    coalesce(e.read_count = t.read_count and e.read_bytes = t.read_bytes, false) as is_all_read,
+    coalesce(e.write_count = t.write_count and e.written_bytes = t.written_bytes, false) as is_all_written
+from spells e
+left join traced t on t.spell = e.spell
+""",
+    is_kept=True,
+    is_inner=True,
+)

@@ -34,7 +34,8 @@ TASK_IO_STREAMS = View(
         ViewColumn(
             "attribution",
             "path (all traced segments of the file are of this attempt, and the file was open inside it alone), "
-            "time_unique (one attempt ran while it was open), shared (several could have done it) or none",
+            "time_unique (one attempt ran while it was open, and its thread wrote just these bytes that are not traced), "
+            "shared (several could have done it, or a thread that one started and left behind) or none",
         ),
         ViewColumn("candidate_count", "Attempts that ran while it was open", null="nothing is known of the process"),
     ),
@@ -93,13 +94,33 @@ with streams as (
     asof left join (select * from io_steps where is_begin) b on b.scope = -p.process and p.to_ns >= b.at_ns
     asof left join (select * from io_steps where not is_begin) e on e.scope = -p.process and p.from_ns > e.at_ns
     left join traced t on t.log = p.log and t.file_id = p.file_id
+), traced_writes as (
+    select attempt, sum(nbytes) as written_bytes
+    from io_claims
+    where attempt is not null and is_write and not is_mpi
+    group by attempt
+), own_writes as (
+    -- What of the bytes that an attempt's own thread wrote is in no segment, where it can be told.
+    select a.attempt, any_value(c.written_chars_bytes) - coalesce(any_value(w.written_bytes), 0) as untraced_bytes
+    from io_attempts a
+    join raw.thread_counters c
+        on c.server_id = a.worker_id and c.key_id = a.key_id and c.run_id is not distinct from a.run_id
+        and c.time_ns = a.from_ns
+    left join traced_writes w on w.attempt = a.attempt
+    where a.attempt in (select only_attempt from counted)
+    group by a.attempt
+), weighed as (
+    select c.*, sum(c.written_bytes) over (partition by c.only_attempt) = o.untraced_bytes and c.read_count = 0 as is_counted
+    from counted c
+    left join own_writes o on o.attempt = c.only_attempt
 ), claimed as (
     select
         c.*,
-        case when not c.is_unclear and only_one.thread is not null and only_one.in_from_ns <= c.from_ns
+        -- A thread that an attempt started and left behind may have done it, but for what is counted in its own.
+        case when c.is_counted and not c.is_unclear and only_one.thread is not null and only_one.in_from_ns <= c.from_ns
             and c.to_ns <= only_one.in_to_ns then only_one.attempt end as time_attempt,
         case when header.in_from_ns <= c.from_ns and c.to_ns <= header.in_to_ns then header.attempt end as path_attempt
-    from counted c
+    from weighed c
     left join io_attempts only_one on only_one.attempt = c.only_attempt
     left join io_attempts header on header.attempt = c.traced_attempt
 )

@@ -261,15 +261,52 @@ def claims_unnamed(tmp_path, worker, log, **how):
 
 
 def test_without_thread_ids_the_only_task_that_ran_did_it(tmp_path):
-    worker, log = [ran("x", 1, 2), ran("y", 1.5, 3, thread=8)], [unnamed(1.2), unnamed(1.8), unnamed(2.5)]
-    assert claims_unnamed(tmp_path, worker, log) == [
+    worker = [ran("x", 1, 2, read=(100, 1)), ran("y", 1.5, 3, thread=8, read=(200, 2))]
+    assert claims_unnamed(tmp_path, worker, [unnamed(1.2), unnamed(1.8), unnamed(2.5)]) == [
         ("x", "time_unique", 1), (None, "shared", 2), ("y", "time_unique", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "expected"),
+    [
+        ((100, 1), (300, 3), ["x", "x"]),
+        ((0, 0), (300, 3), [None, "x"]),
+        ((100, 1), (0, 0), ["x", None]),
+        ((100, 2), (300, 2), [None, None]),
+        # What it did besides, on a socket say, may be as much as what it did not do.
+        ((9000, 90), (9000, 90), [None, None]),
+        ((None, None), (None, None), [None, None]),
+    ],
+    ids=["all", "no reads", "no writes", "other calls", "more", "not counted"],
+)
+def test_without_thread_ids_a_task_did_only_what_its_own_thread_counted(tmp_path, read, written, expected):
+    log = [unnamed(1.2), *(unnamed(start, direction="write", path="/data/y") for start in (1.3, 1.4, 1.5))]
+    found = claims_unnamed(tmp_path, [ran("x", 1, 2, read=read, written=written)], log)
+    assert [found[0][0], *{key for key, *_ in found[1:]}] == expected
+
+
+def test_without_thread_ids_what_a_thread_of_an_earlier_task_does_is_not_the_running_task_s(tmp_path):
+    path = "/data/checkpoint"
+    worker = [ran("start", 1, 1.1, written=(0, 0)), ran("other", 1.2, 2, written=(0, 0))]
+    log = [
+        file_of(path, open_count=1, first_s=1.3, last_s=1.6),
+        *(unnamed(start, path=path, direction="write") for start in (1.4, 1.5)),
+    ]
+    assert claims_unnamed(tmp_path, worker, log) == [(None, "shared", 1)] * 2
+
+
+def test_without_thread_ids_tasks_at_once_are_counted_together(tmp_path):
+    worker = [ran("x", 1, 2, read=(100, 1)), ran("y", 1.5, 3, thread=8, read=(100, 1)), ran("z", 4, 5, read=(100, 1))]
+    log = [unnamed(1.2), unnamed(1.8), unnamed(2.5), unnamed(4.5)]
+    assert claims_unnamed(tmp_path, worker, log) == [
+        (None, "shared", 1), (None, "shared", 2), (None, "shared", 1), ("z", "time_unique", 1)
     ]  # fmt: skip
 
 
 def test_a_file_that_is_used_outside_tasks_is_not_claimed_by_time(tmp_path):
     log = [unnamed(1.5), unnamed(5), unnamed(1.6, path="/data/other")]
-    assert claims_unnamed(tmp_path, [ran("x", 1, 2)], log) == [
+    assert claims_unnamed(tmp_path, [ran("x", 1, 2, read=(200, 2))], log) == [
         (None, "shared", 1), ("x", "time_unique", 1), (None, "none", 0)
     ]  # fmt: skip
 
@@ -279,7 +316,9 @@ def test_a_file_that_is_used_outside_tasks_is_not_claimed_by_time(tmp_path):
 )
 def test_files_of_python_and_dask_are_not_claimed_by_time(tmp_path, path):
     own = process("worker", 100, address=A, local_directory="/tmp/dask")
-    assert claims_unnamed(tmp_path, [own, ran("x", 1, 2)], [unnamed(1.5, path=path)]) == [(None, "shared", 1)]
+    assert claims_unnamed(tmp_path, [own, ran("x", 1, 2, read=(100, 1))], [unnamed(1.5, path=path)]) == [
+        (None, "shared", 1)
+    ]
 
 
 def test_files_of_python_are_claimed_where_the_thread_tells(tmp_path):
@@ -288,16 +327,16 @@ def test_files_of_python_are_claimed_where_the_thread_tells(tmp_path):
 
 def test_where_attempts_are_missing_from_the_record_time_tells_nothing(tmp_path):
     lost = schema.Loss(at(3), "dropped", "thread_counters", 10, "full disk")
-    assert claims_unnamed(tmp_path, [ran("x", 1, 2), lost], [unnamed(1.5)]) == [(None, "shared", 1)]
+    assert claims_unnamed(tmp_path, [ran("x", 1, 2, read=(100, 1)), lost], [unnamed(1.5)]) == [(None, "shared", 1)]
 
 
 def test_a_task_without_an_end_may_have_done_it_too(tmp_path):
     begun = schema.WorkerTransition(at(1.1), "y", 0, "ready", "executing", None, "s")
-    assert claims_unnamed(tmp_path, [ran("x", 1, 2), begun], [unnamed(1.5)]) == [(None, "shared", 2)]
+    assert claims_unnamed(tmp_path, [ran("x", 1, 2, read=(100, 1)), begun], [unnamed(1.5)]) == [(None, "shared", 2)]
 
 
 def test_a_file_opened_once_and_closed_inside_one_task_is_its_own(tmp_path):
-    worker = [ran("x", 1, 3), ran("y", 1.5, 2.5, thread=8)]
+    worker = [ran("x", 1, 3, read=(100, 1)), ran("y", 1.5, 2.5, thread=8, read=(0, 0))]
     opened = file_of("/data/x", open_count=1, first_s=1.2, last_s=2.0)
     assert claims_unnamed(tmp_path, worker, [opened, unnamed(1.7)]) == [("x", "path", 2)]
 
@@ -313,7 +352,7 @@ def test_a_file_opened_once_and_closed_inside_one_task_is_its_own(tmp_path):
     ids=["opened twice", "inside both", "opened before", "closed after"],
 )
 def test_a_file_that_another_task_may_have_opened_is_not_claimed(tmp_path, record):
-    worker = [ran("x", 1, 3), ran("y", 1.5, 2.5, thread=8)]
+    worker = [ran("x", 1, 3, read=(100, 1)), ran("y", 1.5, 2.5, thread=8, read=(0, 0))]
     log = [file_of("/data/x", **record), unnamed(1.7)]
     assert claims_unnamed(tmp_path, worker, log) == [(None, "shared", 2)]
 
@@ -469,6 +508,24 @@ def test_a_stream_two_tasks_may_have_written_is_shared(tmp_path):
     assert asked(tmp_path / "run", query, worker=worker, log=[stream_of("/data/x")]) == [(None, "shared", 2)]
 
 
+@pytest.mark.parametrize(
+    ("written", "claimed"),
+    [((972, 9), "x"), ((100, 1), None), ((5000, 9), None), ((None, None), None)],
+    ids=["its own", "nothing of it", "more", "not counted"],
+)
+@pytest.mark.parametrize("has_threads", [True, False], ids=["thread ids", "no thread ids"])
+def test_a_stream_open_while_one_task_ran_is_its_own_if_its_thread_wrote_just_that(
+    tmp_path, written, claimed, has_threads
+):
+    log = [stream_of("/data/z")]
+    if has_threads:
+        log.append(segment(1.5, direction="write"))
+    else:
+        written = (None if written[0] is None else written[0] - 100, 9)
+    found = asked(tmp_path / "run", STREAMS, worker=[ran("x", 1, 2, written=written)], log=log, has_threads=has_threads)
+    assert found == [("/data/z", claimed, "time_unique" if claimed else "shared", 872)]
+
+
 def test_beacons_are_rows_of_no_task(tmp_path):
     query = "select distinct path, key, attribution, is_runtime from task_io"
     assert asked(tmp_path / "run", query, worker=[ran("x", -1, 9)]) == [(BEACON, None, "none", True)]
@@ -510,7 +567,17 @@ def in_turn(attempts):
 )
 def test_every_segment_is_there_once_and_claimed_only_where_nothing_else_is_possible(attempts, segments, has_beacon):
     attempts = in_turn(attempts)
-    worker = [ran(f"k{n}", start, start + length, thread=t) for n, (start, length, t) in enumerate(attempts)]
+    # What is named no thread lies in the first attempt that could have done it, as far as counters tell.
+    counted = [0] * len(attempts), [0] * len(attempts)
+    for n, (start, _, thread) in enumerate(segments):
+        inside = (m for m, (begin, lasts, _) in enumerate(attempts) if begin <= start <= begin + lasts)
+        if thread is None and (m := next(inside, None)) is not None:
+            counted[0][m] += 2**n
+            counted[1][m] += 1
+    worker = [
+        ran(f"k{n}", start, start + length, thread=t, read=read)
+        for n, ((start, length, t), read) in enumerate(zip(attempts, zip(*counted, strict=True), strict=True))
+    ]
     log = [
         segment(start, start + length, thread=thread, nbytes=2**n, path=f"/data/{n % 3}")
         for n, (start, length, thread) in enumerate(segments)
@@ -539,7 +606,8 @@ def test_every_segment_is_there_once_and_claimed_only_where_nothing_else_is_poss
 # ---------------------------------------------------------------- recorded truth
 
 
-@pytest.mark.parametrize(("name", "least_right"), [("imaging", 0.994), ("imaging_nothreadid", 0.3)])
+# The second holds neither thread ids nor counters: nothing in it is sure.
+@pytest.mark.parametrize(("name", "least_right"), [("imaging", 0.994), ("imaging_nothreadid", 0.0)])
 def test_recorded_runs_are_joined_without_a_wrong_claim(tmp_path, monkeypatch, name, least_right):
     archive = DATA / f"{name}.tar.xz"
     if not archive.is_file():
@@ -555,4 +623,5 @@ def test_recorded_runs_are_joined_without_a_wrong_claim(tmp_path, monkeypatch, n
     score_io.add_logs(path, score_io.darshan_logs(source))
     counts, _ = score_io.score(score_io.claims_of(path), score_io.true_keys(source))
     assert counts["wrong"] == 0
-    assert counts["right"] >= least_right * counts["decidable"] > 0
+    assert counts["decidable"] > 0
+    assert counts["right"] >= least_right * counts["decidable"]
