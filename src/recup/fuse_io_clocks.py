@@ -347,11 +347,18 @@ left join prefixes on prefixes.scheduler_id = p.scheduler_id and prefixes.key_id
 
 IO_HOLDERS = View(
     "io_holders",
-    "One row per thread that held an attempt: its number.",
+    "One row per thread that held an attempt, also where no end of one is recorded: its number.",
     (),
     """
 select row_number() over () as holder, process, thread
-from (select distinct process, thread from io_attempts where thread is not null)
+from (
+    select process, thread from io_attempts where thread is not null
+    union
+    select p.process, t.thread
+    from raw.threads t
+    join io_processes p on p.server_id = t.server_id
+    where p.process in (select process from io_attempts)
+)
 """,
     is_kept=True,
     is_inner=True,

@@ -16,9 +16,9 @@ _CLASSES = {
     "thread": "one task held the thread",
     "time_unique": "one task ran",
     "path": "one task had the file open",
-    "shared": "several tasks possible, or at the border of one",
+    "shared": "tasks possible, but not sure which or whether",
     "helper": "by threads without a task while tasks ran",
-    "none": "no task ran there",
+    "none": "no task ran there, or perhaps another file",
 }
 _NAMES = {
     "task": ("task", "run_id", "worker"),

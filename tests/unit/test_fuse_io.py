@@ -171,6 +171,15 @@ def test_a_task_without_an_end_may_have_done_what_its_worker_did_later(tmp_path)
     assert claims(tmp_path, worker, [segment(1.5), segment(4)]) == [("x", "thread", 1), (None, "shared", 1)]
 
 
+def test_a_thread_that_began_a_task_without_an_end_is_no_helper(tmp_path):
+    worker = [
+        row(schema.Thread, time_ns=at(1), thread=7, native_id=1, name="Dask-Default-Threads-1-0"),
+        schema.WorkerTransition(at(1), "y", 5, "ready", "executing", None, "s"),
+    ]
+    log = [segment(0.9), segment(1.5), segment(1.6, thread=99)]
+    assert claims(tmp_path, worker, log) == [(None, "none", 0), (None, "shared", 1), (None, "helper", 1)]
+
+
 def test_a_process_nobody_recorded_is_of_no_task(tmp_path):
     log = [
         row(schema.IoLog, log="other", format_version="3.41", hostname="node", pid=5, modules="{}", start_s=START_S),

@@ -18,7 +18,7 @@ from tests.unit.test_fuse_io import LOG, S, W, beacon, process, ran, segment, st
 from tests.unit.written_runs import A, at, row
 
 NO_TASK = "no task: imports, Dask itself, recup"
-SEVERAL = "one of several tasks, or at the border of one"
+SEVERAL = "tasks, but not sure which or whether"
 HELPERS = "helper threads while tasks ran"
 
 
@@ -106,7 +106,9 @@ def test_by_worker_and_thread_everything_is_of_one(opened):
 
 
 def test_streams_that_dxt_does_not_trace_are_in_the_rows(tmp_path):
-    path = made(tmp_path, worker=[ran("x1", 1, 2)], log=[stream_of("/data/x.npy"), segment(1.5, nbytes=7)])
+    path = made(
+        tmp_path, worker=[ran("x1", 1, 2, written=(872, 1))], log=[stream_of("/data/x.npy"), segment(1.5, nbytes=7)]
+    )
     names = ("key", "read_bytes", "written_bytes", "stream_bytes", "write_count")
     assert rows(path, "task", *names)[0] == ("x1", 7, 872, 872, 1)
 
@@ -197,6 +199,16 @@ def test_the_record_says_what_darshan_did_not_trace(tmp_path):
     ]
 
 
+def test_the_record_says_what_a_task_may_have_done_after_the_log_was_written(tmp_path):
+    lost = schema.Loss(at(3), "gap", "io_segments", None, "Darshan's log was written while 1 tasks still ran")
+    with open_run(made(tmp_path, worker=[ran("x1", 1, 2), lost], log=[segment(1.5)])) as run:
+        record = io_record(run)
+    assert record["is_complete"] is False
+    assert record["statement"] == (
+        "Darshan traced 2 reads and writes in 1 logs; of 1 workers: Darshan's log was written while 1 tasks still ran."
+    )
+
+
 def recup(*arguments):
     result = CliRunner().invoke(main, ["io", *map(str, arguments)], prog_name="recup")
     assert result.exit_code == 0, result.output
@@ -256,7 +268,9 @@ def test_the_story_of_a_task_tells_its_reads_and_writes_by_file(traced):
 def test_the_story_tells_what_went_through_a_stream_as_a_sum(tmp_path):
     from recup.analyse.story import story
 
-    path = made(tmp_path, worker=[ran("x1", 1, 2)], log=[stream_of("/data/x.npy"), segment(1.5, nbytes=7)])
+    path = made(
+        tmp_path, worker=[ran("x1", 1, 2, written=(872, 1))], log=[stream_of("/data/x.npy"), segment(1.5, nbytes=7)]
+    )
     with open_run(path) as run:
         found = [(row["what"], row["details"]) for row in story(run, "x1").to_pylist() if "C stream" in row["details"]]
     assert found == [("writes a file", "/data/x.npy, of 872 B, in 1 operation, as C stream, run 0")]

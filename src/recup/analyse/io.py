@@ -46,9 +46,9 @@ select
 
 _OWNERS = """
 case
-    when is_phantom then 'of which file is not sure: Darshan may have booked it on the wrong one'
+    when is_phantom then 'perhaps of another file than Darshan says'
     when attribution in ('thread', 'time_unique', 'path') then 'task'
-    when attribution = 'shared' then 'one of several tasks, or at the border of one'
+    when attribution = 'shared' then 'tasks, but not sure which or whether'
     when attribution = 'helper' then 'helper threads while tasks ran'
     else 'no task: imports, Dask itself, recup'
 end
@@ -235,8 +235,13 @@ with workers as (
         count(*) filter (not has_thread_ids and worker_id is not null) as no_thread_count,
         max(error_ns) filter (worker_id is not null) / 1e9 as clock_error_s
     from io_clocks
+), gaps as (
+    -- What servers said themselves: of logs that never came it is told above.
+    select count(distinct server_id) as gap_count, any_value(detail order by time_ns) as gap
+    from raw.losses
+    where "table" in ('io_segments', 'io_files') and kind = 'gap' and role = 'worker'
 )
-from workers, logs, clocks_of_logs
+from workers, logs, clocks_of_logs, gaps
 """
 """One row: how much of the I/O of a run its Darshan logs hold."""
 
@@ -334,6 +339,7 @@ def _lacks(numbers: Document) -> list[str]:
         > segments,
         f"{numbers['partial_count']} logs are partial or damaged": numbers["partial_count"] > 0,
         f"{numbers['killed_count']} are of killed processes, counters only": numbers["killed_count"] > 0,
+        f"of {numbers['gap_count']} workers: {numbers['gap']}": numbers["gap_count"] > 0,
         f"{numbers['no_beacon_count']} have no beacon, so that times are known to "
         f"{1e3 * (numbers['clock_error_s'] or 0):.3g} ms only": numbers["no_beacon_count"] > 0,
         f"{numbers['no_thread_count']} name no threads, so that few segments have one possible task": numbers[
