@@ -47,7 +47,7 @@ class Finding:
 def completeness(run: Run) -> list[Finding]:
     """Return everything that was checked, losses first.
 
-    From: spools, losses, workers, clients, task_runs, worker_lives, receptions, results, thread_counters,
+    From: spools, losses, io_logs, workers, clients, task_runs, worker_lives, receptions, results, thread_counters,
     fine_metrics, clock_samples
     """
     spools = [
@@ -63,7 +63,15 @@ def completeness(run: Run) -> list[Finding]:
     findings += _row_counts(spools, run.unreadable)
     findings += _unwritten(spools)
     findings += _counters(spools)
-    checks: tuple[Callable[[Run], list[Finding]], ...] = (_losses, _workers, _clients, _attempts, _threads, _clocks)
+    checks: tuple[Callable[[Run], list[Finding]], ...] = (
+        _losses,
+        _darshan_logs,
+        _workers,
+        _clients,
+        _attempts,
+        _threads,
+        _clocks,
+    )
     for check in checks:
         findings += check(run)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
@@ -283,6 +291,31 @@ def _losses(run: Run) -> list[Finding]:
         )
     if not found:
         found.append(Finding("ok", "losses", "No server reported a loss."))
+    return found
+
+
+_LOGS_SQL = """
+select log, lost, is_killed, segment_count, operation_count,
+    exists (select 1 from raw.losses where contains(detail, log)) as is_told
+from raw.io_logs
+order by log
+"""
+
+
+def _darshan_logs(run: Run) -> list[Finding]:
+    """Whether Darshan's logs hold all files and operations of their processes."""
+    found, whole = [], 0
+    for log, lost, is_killed, segments, operations, is_told in run.sql(_LOGS_SQL).fetchall():
+        reasons = json.loads(lost) if lost else []
+        if not reasons and (operations or 0) > segments:
+            reasons = [f"{segments} of {operations} operations were traced"]
+        if not reasons:
+            whole += 1
+        elif not (is_killed and is_told):
+            numbers: dict[str, Number] = {"segment_count": segments, "operation_count": operations}
+            found.append(Finding("loss", log, f"Of this log something is missing: {'; '.join(reasons)}.", numbers))
+    if whole and not found:
+        found.append(Finding("ok", "Darshan", f"All {whole} logs of Darshan are whole.", {"log_count": whole}))
     return found
 
 

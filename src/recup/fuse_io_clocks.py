@@ -97,6 +97,14 @@ with beacons as (
     from beacons
     group by log
     having count(distinct server_id) = 1
+), by_beacon_file as (
+    -- A memory map has no segments, but it counts the writes to the beacon, which has one writer.
+    select f.log, any_value(b.server_id) as server_id
+    from raw.io_files f
+    join (select distinct path, server_id from raw.clock_beacons) b on b.path = f.path
+    where f.module = 'POSIX' and f.write_count > 0
+    group by f.log
+    having count(distinct b.server_id) = 1
 ), logs as (
     select
         log,
@@ -134,7 +142,8 @@ with beacons as (
         b.to_ns
     from logs l
     left join by_beacon b on b.log = l.log
-    left join io_processes p on p.server_id = b.server_id
+    left join by_beacon_file bf on bf.log = l.log
+    left join io_processes p on p.server_id = coalesce(b.server_id, bf.server_id)
     left join by_name n on n.log = l.log
 ), known as (
     select

@@ -782,7 +782,7 @@ class IoLog(NamedTuple):
     content_digest: Annotated[str, Column("SHA-256 of the log; a log is read into a run once")]
     format_version: Annotated[str, Column("Version of the log format")]
     hostname: Annotated[str | None, Column("Host", category=True, null="no traced file tells")]
-    pid: Annotated[int | None, Column("Process, from the name of the log", null="the name does not tell")]
+    pid: Annotated[int | None, Column("Process, from the name of the log or of the beacon in it", null="neither tells")]
     exe: Annotated[str | None, Column("Command line, as Darshan cut it, secrets redacted", null="not readable")]
     job_id: Annotated[int | None, Column("Job id as Darshan saw it", null="not readable")]
     process_count: Annotated[int | None, Column("MPI ranks; 1 without MPI", null="not readable")]

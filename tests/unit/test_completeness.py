@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from recup import schema
@@ -35,6 +37,42 @@ def test_the_statement_is_the_same_after_sealing(tmp_path):
     before = findings_of(path)
     seal(path)
     assert findings_of(path) == before
+
+
+def log_of_darshan(name, **values):
+    return row(schema.IoLog, log=name, format_version="3.41", modules="{}", **values)
+
+
+def test_a_log_of_darshan_that_misses_something_is_a_loss(tmp_path):
+    path = write_run(tmp_path)
+    lost = ["POSIX: Darshan ran out of memory for it, so files or operations are missing"]
+    logs = [
+        log_of_darshan("a", segment_count=5, operation_count=5),
+        log_of_darshan("b", segment_count=5, operation_count=5, lost=json.dumps(lost)),
+        log_of_darshan("c", segment_count=4, operation_count=5),
+    ]
+    write(path, "darshan", "logs", logs)
+    assert told(path, "loss") == [
+        ("b", f"Of this log something is missing: {lost[0]}."),
+        ("c", "Of this log something is missing: 4 of 5 operations were traced."),
+    ]
+    assert verdict(findings_of(path)).startswith("incomplete: b: of this log something is missing: POSIX: Darshan ran")
+
+
+def test_whole_logs_of_darshan_are_no_loss(tmp_path):
+    path = write_run(tmp_path)
+    write(path, "darshan", "logs", [log_of_darshan("a", segment_count=5, operation_count=5)])
+    assert ("Darshan", "All 1 logs of Darshan are whole.") in told(path, "ok")
+    assert verdict(findings_of(path)) == "complete"
+
+
+def test_the_memory_map_of_a_killed_worker_is_told_once(tmp_path):
+    path = write_run(tmp_path)
+    killed = log_of_darshan("m.darshan", is_killed=True, lost=json.dumps(["the process was killed: no segments"]))
+    said = schema.Loss(at(3), "not_captured", "io_segments", None, "the log never came; m.darshan holds its counters")
+    write(path, "darshan", "logs", [killed])
+    write(path, "launcher", "l", [said])
+    assert [subject for subject, _ in told(path, "loss")] == ["l"]
 
 
 def test_losses_come_first(tmp_path):

@@ -133,6 +133,20 @@ def test_bzip2_and_several_streams_in_one_region_are_read(tmp_path):
         assert log.summary.lost is None
 
 
+@pytest.mark.parametrize(
+    ("names", "pid"),
+    [
+        ([b"/runs/r/foreign/darshan/beacon-42-Worker-1"], 42),
+        ([b"/runs/r/foreign/darshan/beacon-42-Worker-1", b"/runs/r/foreign/darshan/beacon-43-Worker-2"], None),
+        ([b"/data/beacon-42-Worker-1"], None),
+    ],
+)
+def test_a_memory_map_is_of_the_process_whose_beacon_is_among_its_files(tmp_path, names, pid):
+    made = Log(compression=PLAIN, end_s=0, names=dict(enumerate(names, 1)))
+    # What follows _id may be the number of a batch job.
+    assert read_log(write_log(tmp_path / "py_id7_mmap-log-1-0.darshan", made)).summary.pid == pid
+
+
 def test_a_memory_map_of_a_killed_process_gives_counters_only(tmp_path):
     region = counters("<", A, range(1, 70), [0.5] * 17) + bytes(704 * 10)
     made = Log(compression=PLAIN, end_s=0, regions={"POSIX": (4, region)}, names={A: b"/scratch/a.dat", 0: b""})

@@ -204,6 +204,15 @@ def test_a_beacon_tells_the_zero_of_the_segments(tmp_path):
     assert found == ("beacon", "beacon", 0, 2000, 2)
 
 
+def test_a_memory_map_belongs_to_the_process_that_wrote_the_beacon_it_counts(tmp_path):
+    empty = row(schema.IoLog, log="m", format_version="3.41", modules="{}", start_s=START_S, is_killed=True)
+    seen = file_of(BEACON, write_count=8, open_count=1)._replace(log="m")
+    query = "select log, matched_by, basis, worker_id, beacon_count from io_clocks order by log"
+    assert asked(tmp_path / "run", query, log=[empty, seen]) == [
+        (LOG, "beacon", "beacon", W, 2), ("m", "beacon", "log start", W, 0)
+    ]  # fmt: skip
+
+
 def test_beacons_that_exclude_each_other_widen_the_bound(tmp_path):
     (late, seen) = beacon(5, 2, zero=0.004)
     (found,) = asked(tmp_path / "run", CLOCK, worker=[late], log=[seen])

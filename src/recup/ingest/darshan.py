@@ -39,6 +39,7 @@ from recup.schema import IoFile, IoLog, Loss
 
 _PLAIN = 2
 _PID = re.compile(r"_id\d+-(?P<pid>\d+)_")
+_BEACON = re.compile(r"/foreign/darshan/beacon-(?P<pid>\d+)-[^/]+$")
 _SECRETS = re.compile(
     r"(?i)(?P<before>://|\b[\w-]*(?:passw(?:or)?d|secret|token|credential|auth|api-?key)[\w-]*[= ]\s*)"
     r"(?P<value>[^\s/@]+@|(?<!://)[^\s]+)"
@@ -133,7 +134,6 @@ class DarshanLog:
     def summary(self) -> IoLog:
         """The row of `io_logs`; reads what was not read yet."""
         job, traces = self.job, self.traces
-        pid = _PID.search(self.name)
         counted = [self.counted[module] for module in DXT_MODULES.values() if module in self.counted]
         operations = [each.operation_count for each in counted if each.record_count or not each.damage]
         lost = self.losses()
@@ -142,7 +142,7 @@ class DarshanLog:
             content_digest=content_digest(self.path),
             format_version=self.header.version,
             hostname=next((trace.hostname for trace in traces if trace.hostname), None),
-            pid=int(pid["pid"][:18]) if pid else None,
+            pid=self._pid(),
             exe=_redacted(job.exe) if job else None,
             job_id=job.job_id if job else None,
             process_count=job.process_count if job else None,
@@ -175,6 +175,13 @@ class DarshanLog:
             if region.name not in COUNTED_MODULES and region.name not in DXT_MODULES:
                 lost.append(f"{region.name}: recup does not read this module")
         return lost + self._untraced()
+
+    def _pid(self) -> int | None:
+        """Return the process: by the log's name, else (a memory map) by that of the beacon a worker under recup wrote."""
+        if named := _PID.search(self.name):
+            return int(named["pid"][:18])
+        pids = {int(beacon["pid"][:18]) for path in self.names.values() if (beacon := _BEACON.search(path))}
+        return pids.pop() if len(pids) == 1 else None
 
     def _untraced(self) -> list[str]:
         """Say how much less DXT traced than was counted."""
