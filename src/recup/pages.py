@@ -199,20 +199,29 @@ def _note(page: Page, text: str) -> None:
 
 
 def _tasks(page: Page, tasks: Mapping[str, Any]) -> None:
-    if not tasks["task_count"]:
+    if not tasks["task_count"] and not tasks["attempt_count"]:
         return
     outcomes = [f"{count_text(tasks['done_count'])} done"]
     for name, word in (
         ("failed", "failed"),
         ("blocked", "never ran since one they need failed"),
+        ("given_up", "given up before they had a result"),
         ("without_result", "without a result"),
     ):
         if tasks[f"{name}_count"]:
             outcomes.append(f"{count_text(tasks[f'{name}_count'])} {word}")
     page.heading("Tasks")
+    ends = [
+        f"{count_text(tasks[f'{name}_attempt_count'])} {word}"
+        for name, word in (("failed", "failed"), ("lost", "lost with their worker"))
+        if tasks[f"{name}_attempt_count"]
+    ]
+    ended = f" ({', '.join(ends)})" if ends else ""
+    scattered = f"; beside them {plural(tasks['scattered_count'], 'scattered value')}" if tasks["scattered_count"] else ""
     page.line(
         f"{plural(tasks['task_count'], 'task')}: {', '.join(outcomes)}; "
-        f"{plural(tasks['attempt_count'], 'attempt')} took {seconds_text(tasks['compute_s'])} of computing"
+        f"{plural(tasks['attempt_count'], 'attempt')}{ended} took {seconds_text(tasks['compute_s'])} of computing"
+        f"{scattered}"
     )
     page.blank()
     prefixes = tasks["prefixes"]
@@ -267,9 +276,13 @@ def _peak_text(peak_bytes: int | None) -> str:
 def _errors(page: Page, errors: Sequence[Row]) -> None:
     if not errors:
         return
-    page.heading(f"{plural(errors[0]['error_count'], 'task')} failed")
+    done = errors[0]["done_count"]
+    page.heading(
+        f"{plural(errors[0]['error_count'], 'task')} failed"
+        + (f", {count_text(done)} of them gave a result on another attempt" if done else "")
+    )
     page.table(
-        ("key", ">attempts", "worker", "error"),
+        ("key", ">times", "worker", "error"),
         [(row["key"], count_text(row["attempt_count"]), row["worker"], row["exception_text"]) for row in errors],
         wrap=("error",),
     )

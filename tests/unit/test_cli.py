@@ -97,9 +97,13 @@ def test_info_tells_what_ran_and_what_came_of_it(run):
         "done_count": 1,
         "failed_count": 1,
         "blocked_count": 0,
+        "given_up_count": 0,
         "without_result_count": 0,
-        "attempt_count": 2,
-        "compute_s": pytest.approx(0.35),
+        "scattered_count": 0,
+        "attempt_count": 3,
+        "failed_attempt_count": 2,
+        "lost_attempt_count": 0,
+        "compute_s": pytest.approx(0.38),
     }
     assert [(row["prefix"], row["task_count"], row["failed_count"]) for row in told["tasks"]["prefixes"]] == [
         ("inc", 1, 0),

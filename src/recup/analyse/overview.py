@@ -96,46 +96,77 @@ order by worker_count desc, 1, 2, 3
 
 PREFIXES_SQL = """
 with told as (
-    select server_id, key_id, true as is_listed, prefix from raw.tasks
+    select server_id, key_id, true as is_listed, prefix, function is null and priority_order is null as is_plain
+    from raw.tasks
     union all by name
-    select server_id, key_id, finish as state, time_ns from raw.scheduler_transitions where finish in ('memory', 'erred')
+    select
+        server_id,
+        key_id,
+        time_ns,
+        finish as step,
+        case finish
+            when 'memory' then 'done'
+            when 'erred' then if(start = 'processing', 'failed', 'blocked')
+        end as state
+    from raw.scheduler_transitions
+    where finish in ('memory', 'erred', 'waiting', 'forgotten')
     union all by name
-    select server_id, key_id, true as is_accepted, outcome, compute_stop_s - compute_start_s as compute_s, compute_stop_s, nbytes
-    from raw.results
-    where role = 'scheduler'
+    select scheduler_id as server_id, key_id, run_id, true as is_attempt, outcome, compute_s, nbytes
+    from attempt_facts
 ), known as (
     -- In one go: to join what is grouped one by one costs as much again.
     select
+        bool_or(is_listed) is not null as is_known,
         any_value(prefix) as prefix,
         arg_max(state, time_ns) as state,
-        count(is_accepted) as attempt_count,
-        count(*) filter (outcome = 'erred') as erred_count,
+        arg_max(step, time_ns) as last_step,
+        -- What a client scattered is listed with the graphs that use it, and was given neither an order nor an attempt.
+        bool_and(is_plain) and count(is_attempt) = 0 and bool_and(step = 'forgotten') is not false as is_scattered,
+        count(is_attempt) as attempt_count,
+        count(*) filter (outcome = 'error') as failed_attempt_count,
+        count(*) filter (outcome = 'lost') as lost_attempt_count,
         sum(compute_s) as compute_s,
-        count(compute_stop_s) as computed_count,
+        count(compute_s) as computed_count,
         sum(nbytes) as result_bytes
     from told
     group by server_id, key_id
-    having bool_or(is_listed)
+), judged as (
+    select
+        *,
+        case
+            when not is_known then null
+            when is_scattered then 'scattered'
+            when state is not null then state
+            when last_step = 'forgotten' then 'given up'
+            else 'without result'
+        end as fate
+    from known
 )
 select
     prefix,
-    count(*) as task_count,
-    count(*) filter (state = 'memory') as done_count,
-    count(*) filter (state = 'erred' and erred_count > 0) as failed_count,
-    count(*) filter (state = 'erred' and erred_count = 0) as blocked_count,
-    count(*) filter (state is null) as without_result_count,
+    count(*) filter (fate <> 'scattered') as task_count,
+    count(*) filter (fate = 'done') as done_count,
+    count(*) filter (fate = 'failed') as failed_count,
+    count(*) filter (fate = 'blocked') as blocked_count,
+    count(*) filter (fate = 'given up') as given_up_count,
+    count(*) filter (fate = 'without result') as without_result_count,
+    count(*) filter (fate = 'scattered') as scattered_count,
     coalesce(sum(attempt_count), 0)::bigint as attempt_count,
+    coalesce(sum(failed_attempt_count), 0)::bigint as failed_attempt_count,
+    coalesce(sum(lost_attempt_count), 0)::bigint as lost_attempt_count,
     sum(compute_s) as compute_s,
     sum(compute_s) / nullif(sum(computed_count), 0) as mean_s,
     sum(result_bytes)::bigint as result_bytes
-from known
+from judged
+where is_known or attempt_count > 0
 group by prefix
 order by compute_s desc nulls last, task_count desc, prefix
 """
 """One row per task prefix; a task is a key of a scheduler, its outcome the last it reached.
 
-`blocked` tasks never ran because a task they need failed.  Seconds and bytes are those of
-all attempts the scheduler accepted, so a task computed twice counts twice.
+`blocked` tasks never ran because a task they need failed; `given_up` ones were cancelled, or nobody wanted them any
+more, before they had a result.  Seconds and bytes are those of all attempts, as `task_runs` has them, so a task
+computed twice counts twice.  Attempts of tasks whose graph is not recorded have a row without a prefix and add no task.
 """
 
 TRAFFIC_SQL = """
@@ -164,14 +195,21 @@ with each_task as (
         arg_min(exception_text, time_ns) as exception_text
     from raw.errors
     group by key_id
+), results as (
+    select key_id, arg_max(finish, time_ns) = 'memory' as is_done
+    from raw.scheduler_transitions
+    where finish in ('memory', 'erred') and key_id in (select key_id from each_task)
+    group by key_id
 )
-select key, attempt_count, worker, exception_text, count(*) over () as error_count
+select key, attempt_count, worker, exception_text, coalesce(is_done, false) as is_done, count(*) over () as error_count,
+    count(*) filter (is_done) over () as done_count
 from each_task
+left join results using (key_id)
 left join keys using (key_id)
-order by first_ns, key
+order by is_done, first_ns, key
 limit 5
 """
-"""The first tasks that failed, and of how many."""
+"""The first tasks of which an attempt failed, of how many, and how many of them gave a result on another attempt."""
 
 LOGS_SQL = """
 select level, logger, message, count(*) as record_count
@@ -239,7 +277,10 @@ def finding_rows(findings: Sequence[Any]) -> list[Document]:
     return [{name: getattr(each, name) for name in ("level", "subject", "statement", "numbers")} for each in findings]
 
 
-_COUNTS = ("task_count", "done_count", "failed_count", "blocked_count", "without_result_count", "attempt_count")
+_COUNTS = (
+    *(f"{name}_count" for name in ("task", "done", "failed", "blocked", "given_up", "without_result", "scattered")),
+    *("attempt_count", "failed_attempt_count", "lost_attempt_count"),
+)
 
 
 def run_facts(run: Run) -> Document:
