@@ -177,6 +177,9 @@ WORKER_LIVES = View(
             "closed (in order, by its own word), signal N or exited N (by its nanny's), removed (by the scheduler; how "
             "it ended is not known), there at the end, or unknown",
         ),
+        ViewColumn(
+            "process_end_s", "When its nanny saw its process end", "s", "its nanny saw none, or which it was is not known"
+        ),
         ViewColumn("reason", "Reason its nanny gave", null="none given"),
         ViewColumn("removal_cause", "Stimulus of the removal", null="not removed or not told"),
         ViewColumn("is_captured", "Whether it has a spool"),
@@ -209,10 +212,48 @@ with came as (
     where s.role = 'worker' and not exists (select 1 from came where came.worker_id = s.server_id)
 ), own_ends as (
     select distinct server_id as worker_id from raw.process_ends where how = 'closed' and subject = server_id
+), known_lives as (
+    select
+        lives.*,
+        row_number() over (order by came_ns, lives.address, worker_id, left_ns) as life,
+        servers.host_id,
+        coalesce(servers.is_captured, false) as is_captured,
+        clocks.offset_s
+    from lives
+    left join servers on servers.server_id = lives.worker_id
+    left join clocks on clocks.server_id = lives.worker_id
 ), nanny_ends as (
-    select subject as address, time_ns as end_ns, how, exit_code, signal, reason
-    from raw.process_ends
-    where subject <> server_id
+    select
+        row_number() over (order by e.time_ns, e.subject) as number,
+        e.subject as address,
+        e.pid,
+        n.host_id,
+        e.time_ns as end_ns,
+        e.time_ns / 1e9 + coalesce(c.offset_s, 0.0) as end_s,
+        e.exit_code,
+        e.signal,
+        e.reason
+    from raw.process_ends e
+    left join servers n on n.server_id = e.server_id
+    left join clocks c on c.server_id = e.server_id
+    where e.subject <> e.server_id
+), ends_by_pid as (
+    -- A nanny may still name the worker before the one whose process ended.
+    select l.life, e.*
+    from known_lives l
+    join nanny_ends e on e.pid = l.pid and l.came_ns <= e.end_ns
+        and coalesce(e.host_id = l.host_id, regexp_replace(e.address, ':\\d+$', '') = regexp_replace(l.address, ':\\d+$', ''))
+    qualify row_number() over (partition by l.life order by e.end_ns, e.number) = 1
+), ends_by_address as (
+    select l.life, e.*
+    from known_lives l
+    join nanny_ends e on e.address = l.address and l.came_ns <= e.end_ns and (e.pid is null or l.pid is null)
+    where l.life not in (select life from ends_by_pid) and e.number not in (select number from ends_by_pid)
+    qualify row_number() over (partition by l.life order by e.end_ns, e.number) = 1
+), ends as (
+    from ends_by_pid
+    union all
+    from ends_by_address
 ), signs as (
     select server_id as worker_id, max(last_sign_ns) as last_sign_ns from spools group by server_id
 )
@@ -222,7 +263,7 @@ select
     lives.address,
     lives.name,
     lives.host,
-    servers.host_id,
+    lives.host_id,
     lives.pid,
     lives.thread_count,
     lives.memory_limit_bytes,
@@ -238,15 +279,14 @@ select
         ) then 'there at the end'
         else 'unknown'
     end as ended,
+    e.end_s as process_end_s,
     e.reason,
     case when lives.left_ns is not null then lives.removal_cause end as removal_cause,
-    coalesce(servers.is_captured, false) as is_captured,
-    signs.last_sign_ns / 1e9 + clocks.offset_s as last_sign_s
-from lives
-asof left join nanny_ends e on e.address = lives.address and lives.came_ns <= e.end_ns
+    lives.is_captured,
+    signs.last_sign_ns / 1e9 + lives.offset_s as last_sign_s
+from known_lives lives
+left join ends e on e.life = lives.life
 left join own_ends on own_ends.worker_id = lives.worker_id
-left join servers on servers.server_id = lives.worker_id
-left join clocks on clocks.server_id = lives.worker_id
 left join signs on signs.worker_id = lives.worker_id
 """,
     is_kept=True,

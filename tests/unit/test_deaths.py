@@ -60,7 +60,8 @@ def dead(
     arrival = came(A, 0, threads, memory_limit_bytes=limit, pid=11, name="0")
     run = made(tmp_path, [arrival, graph(), *task("x-0"), *task("y-0"), *removal, *scheduler, *beyond], {A: worker})
     (spool,) = run.path.glob(f"spool/worker-{WA}")
-    edit_status(spool, time_ns=at(last_sign), closed=False)
+    # Its number is that of this process, which began at another time.
+    edit_status(spool, time_ns=at(last_sign), closed=False, start_ticks=0)
     if nanny:
         about = row(schema.Process, time_ns=at(0), role="nanny", scheduler_id=S, host_id="host", pid=1)
         write(run.path, "nanny", "Nanny-a", [about, *nanny])
@@ -191,6 +192,31 @@ def test_the_time_without_a_worker_in_its_place_is_what_it_cost(tmp_path):
     back = came(B, 7, 2, name="0")
     with dead(tmp_path, scheduler=[back], nanny=[end(5, signal=11)], threads=2) as run:
         assert [each.thread_s for each in deaths(run).conclusions] == [pytest.approx(4)]
+
+
+def sign(seconds):
+    """What the scheduler samples each second, whether it has anything to do or not."""
+    return row(schema.ClockSample, time_ns=at(seconds), monotonic_ns=1)
+
+
+def test_an_idle_worker_whose_record_was_cut_off_died_if_the_scheduler_lived_on(tmp_path):
+    with dead(tmp_path, scheduler=[sign(9.5)], later=False) as run:
+        assert verdicts(run) == [("gone without a word: process or network", "possible")]
+
+
+@pytest.mark.parametrize("last_s", [5.5, 6.9], ids=["at once", "within two seconds"])
+def test_an_idle_worker_that_left_as_the_scheduler_ended_did_not_die(tmp_path, last_s):
+    with dead(tmp_path, scheduler=[sign(last_s)], later=False) as run:
+        assert verdicts(run) == []
+
+
+def test_an_idle_worker_whose_record_ended_in_order_did_not_die(tmp_path):
+    with dead(tmp_path, scheduler=[sign(9.5)], later=False) as run:
+        path = run.path
+    (spool,) = path.glob(f"spool/worker-{WA}")
+    edit_status(spool, closed=True)
+    with open_run(path) as run:
+        assert verdicts(run) == []
 
 
 # ---------------------------------------------------------------- what is no death

@@ -22,8 +22,8 @@ def process(role, host="host", **values):
     return row(schema.Process, role=role, host_id=host, scheduler_id=S, **values)
 
 
-def came(address, worker_id, seconds=0.0, action="add"):
-    return row(schema.Worker, time_ns=at(seconds), action=action, address=address, worker_id=worker_id)
+def came(address, worker_id, seconds=0.0, action="add", **values):
+    return row(schema.Worker, time_ns=at(seconds), action=action, address=address, worker_id=worker_id, **values)
 
 
 def gone(address, worker_id, seconds, stimulus):
@@ -330,6 +330,39 @@ def test_lives_of_workers_say_how_they_ended(tmp_path):
             ("killed", "signal 9", "memory", True, True),
             ("there", "there at the end", None, False, False),
             ("unseen", "unknown", None, True, False),
+        ]
+
+
+def process_end(seconds, address, pid, signal):
+    return schema.ProcessEnd(at(seconds), address, "worker", pid, "signalled", None, signal, None)
+
+
+def test_the_end_of_a_process_belongs_to_the_worker_of_that_process_whatever_address_its_nanny_names(tmp_path):
+    path = tmp_path / "run"
+    old, new = "tcp://10.0.0.1:1", "tcp://10.0.0.1:2"
+    rows = [
+        came(old, "old", 0, pid=11), gone(old, "old", 3, "retire-workers"),
+        came(new, "new", 4, pid=12), gone(new, "new", 6, "handle-worker-cleanup"),
+        came("tcp://10.0.0.9:1", "elsewhere", 4, pid=12),
+        came("tcp://10.0.0.1:3", "untold", 4), came("tcp://10.0.0.1:4", "unnamed", 4, pid=14),
+    ]  # fmt: skip
+    write(path, "scheduler", S, [process("scheduler"), *rows])
+    ends = [
+        process_end(6.1, old, 12, 9),
+        process_end(7, "tcp://10.0.0.1:3", 13, 11),
+        process_end(8, "tcp://10.0.0.1:4", None, 6),
+    ]
+    write(path, "nanny", "Nanny-1", [process("nanny"), *ends])
+    query = f"""
+        select worker_id, ended, process_end_s - {START_S} from worker_lives where address is not null order by worker_id
+    """
+    with open_run(path) as run:
+        assert run.sql(query).fetchall() == [
+            ("elsewhere", "there at the end", None),
+            ("new", "signal 9", pytest.approx(6.1)),
+            ("old", "removed", None),
+            ("unnamed", "signal 6", pytest.approx(8)),
+            ("untold", "signal 11", pytest.approx(7)),
         ]
 
 

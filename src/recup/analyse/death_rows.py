@@ -42,13 +42,13 @@ with run_start as (
     select server_id as scheduler_id, time_ns / 1e9 as time_s, unnest(from_json(payload -> '$.workers', '["varchar"]')) as address
     from raw.events
     where action = 'worker-ttl-timed-out'
-), ends as (
-    select e.subject as address, e.pid, e.signal, e.exit_code, e.time_ns / 1e9 + coalesce(c.offset_s, 0.0) as end_s
-    from raw.process_ends e
-    left join clocks c on c.server_id = e.server_id
-    where e.subject <> e.server_id
 ), schedulers as (
     select server_id as scheduler_id, max(time_ns) / 1e9 as last_s from raw.scheduler_transitions group by server_id
+), seen_later as (
+    -- Once a second, whether anything is to do or not.
+    select server_id as scheduler_id, max(time_ns) / 1e9 as last_s from raw.clock_samples group by server_id
+), cut_off as (
+    select server_id as worker_id from spools group by server_id having not bool_or(is_closed) and not bool_or(is_alive)
 ), lives as (
     select
         w.*,
@@ -59,20 +59,16 @@ with run_start as (
     from worker_lives w
     -- A life may be told twice: as it came, and as it was there when the record began.
     qualify row_number() over (partition by w.scheduler_id, w.worker_id, w.address, w.left_s order by w.came_s) = 1
-), ended as (
-    select l.*, e.end_s
-    from lives l
-    asof left join ends e on e.address = l.address and l.came_s <= e.end_s
 ), judged as (
     select
         e.*,
-        coalesce(e.left_s, case when e.signal is not null or e.exit_code is not null then e.end_s end) as died_s,
+        coalesce(e.left_s, case when e.signal is not null or e.exit_code is not null then e.process_end_s end) as died_s,
         m.rss_bytes as terminated_bytes,
         m.life is not null as is_memory_kill,
         c.life is not null as is_closing,
         coalesce(e.reason like 'check-worker-ttl%' or e.removal_cause like 'check-worker-ttl%', false)
             or t.life is not null as is_heartbeat_missed
-    from ended e
+    from lives e
     left join (
         select l.life, max(told.rss_bytes) as rss_bytes
         from lives l
@@ -102,15 +98,22 @@ with run_start as (
     from judged j
     left join lost on lost.scheduler_id = j.scheduler_id and lost.end_cause = j.removal_cause
     left join schedulers on schedulers.scheduler_id = j.scheduler_id
+    left join seen_later on seen_later.scheduler_id = j.scheduler_id
+    left join cut_off on cut_off.worker_id = j.worker_id
     where j.is_memory_kill
         or j.is_heartbeat_missed
         -- A nanny that gives a reason means it; a worker that says so itself closes in order.
         or (j.reason is null and not j.is_closing and (j.signal is not null or j.exit_code is not null))
         -- Connections of a cluster that ends break too: only what cost tasks, or long before the end, is a death.
+        -- Of an idle one the end is that of the scheduler's samples, if its own record did not end in order.
         or (
             j.ended = 'removed' and j.reason is null and not j.is_closing
             and coalesce(j.removal_cause not like 'retire%', true)
-            and (lost.assigned_count > 0 or schedulers.last_s > j.left_s + 1)
+            and (
+                lost.assigned_count > 0
+                or schedulers.last_s > j.left_s + 1
+                or (cut_off.worker_id is not null and seen_later.last_s > j.left_s + 2)
+            )
         )
 )
 """
