@@ -217,7 +217,9 @@ def _tasks(page: Page, tasks: Mapping[str, Any]) -> None:
         if tasks[f"{name}_attempt_count"]
     ]
     ended = f" ({', '.join(ends)})" if ends else ""
-    scattered = f"; beside them {plural(tasks['scattered_count'], 'scattered value')}" if tasks["scattered_count"] else ""
+    scattered = (
+        f"; beside them {plural(tasks['scattered_count'], 'scattered value')}" if tasks["scattered_count"] else ""
+    )
     page.line(
         f"{plural(tasks['task_count'], 'task')}: {', '.join(outcomes)}; "
         f"{plural(tasks['attempt_count'], 'attempt')}{ended} took {seconds_text(tasks['compute_s'])} of computing"
