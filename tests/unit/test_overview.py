@@ -11,7 +11,7 @@ from recup.pages import info_page
 from recup.terminal import Page
 from tests.unit.scheduled import made, moved, ran
 from tests.unit.scheduled import task as rows_of_task
-from tests.unit.written_runs import A, at, row
+from tests.unit.written_runs import A, at
 
 
 def task(key, *needs):

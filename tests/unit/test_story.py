@@ -1,10 +1,13 @@
+import json
+
 import pytest
 
-from recup import open_run
+from recup import open_run, schema
 from recup.analyse.story import find_key, story
 from recup.errors import BadQuery
 from recup.sealing import seal
-from tests.unit.written_runs import NASTY, A, B, at, write_run
+from tests.unit.scheduled import made, task
+from tests.unit.written_runs import NASTY, A, B, at, row, write_run
 
 
 @pytest.fixture(scope="module", params=["spool", "sealed"])
@@ -87,3 +90,57 @@ def test_an_ambiguous_part_names_the_candidates(run):
 def test_an_unknown_key_says_where_keys_are(run):
     with pytest.raises(BadQuery, match=r"No task of run .* has 'nope' in its key\. `recup sql"):
         find_key(run, "nope")
+
+
+# ---------------------------------------------------------------- events that name it
+
+
+def event(seconds, **payload):
+    action = payload.get("action")
+    return row(schema.Event, time_ns=at(seconds), topic="t", action=action, payload=json.dumps(payload))
+
+
+def events_of(tmp_path, key, *events):
+    """Return moments and details of the events in the story of a task with this key."""
+    with made(tmp_path, [*task("inc-1"), schema.Task(0, key, *task("5")[0][2:]), *events]) as run:
+        return [
+            (round(line["time_ns"] / 1e9 - at(0) / 1e9, 3), line["details"])
+            for line in story(run, str(key)).to_pylist()
+            if line["what"].startswith("event")
+        ]
+
+
+def test_an_event_names_a_task_only_where_its_key_is_a_whole_value(tmp_path):
+    events = [
+        event(1, action="compute", started=1795916205.5, n=5, worker="tcp://10.0.0.5:5", note="5 of 5"),
+        event(2, action="5", worker="5", stimulus_id="5"),
+        event(3, action="lost", **{"lost-computed-tasks": ["inc-1", "5"]}),
+        event(4, message={"of": "5"}),
+        event(5, **{"5": "as a name"}),
+        event(6, key=5),
+    ]
+    assert events_of(tmp_path, "5", *events) == [(3.0, "topic t"), (4.0, "topic t")]
+
+
+def test_a_number_that_is_a_key_is_named_only_where_keys_stand(tmp_path):
+    events = [
+        event(1, metrics={"tasks": 5, "key_collisions": 5}, count=5),
+        event(2, key=5),
+        event(3, **{"lost-computed-tasks": ["inc-1", 5]}),
+        event(4, key="5"),
+        event(5, keys=[15, 55]),
+    ]
+    assert events_of(tmp_path, 5, *events) == [(2.0, "topic t"), (3.0, "topic t")]
+
+
+def test_a_key_that_is_a_tuple_is_named_by_a_list(tmp_path):
+    events = [event(1, task=["x", [1, 2]]), event(2, task=["x", 1]), event(3, task="('x', (1, 2))")]
+    assert events_of(tmp_path, ("x", (1, 2)), *events) == [(1.0, "topic t")]
+
+
+def test_events_beyond_those_told_are_counted(tmp_path):
+    events = [event(1 + number, key="k") for number in range(103)]
+    assert events_of(tmp_path, "k", *events)[-2:] == [
+        (100.0, "topic t"),
+        (101.0, "3 more events from here on; `recup sql RUN 'from events'` has all"),
+    ]

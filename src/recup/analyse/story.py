@@ -8,11 +8,11 @@ thread used meanwhile.  It does not cover other tasks.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from recup.analyse.rows import Document, rows_of
+from recup.analyse.story_events import SHOWN, events_naming
 from recup.errors import BadQuery
 from recup.terminal import bytes_text, plural, seconds_text
 
@@ -186,14 +186,6 @@ lateral (
 where s.key = ? and part.operation_count > 0
 """
 """Of a file used through a C stream only sums are known: they stand at the start of the task's code."""
-
-EVENTS_SQL = """
-select server_id, time_ns, topic, action, payload
-from raw.events
-where contains(payload, ?)
-order by time_ns
-limit 100
-"""
 
 CLOCKS_SQL = """
 select server_id, role, address, offset_s, clocks.error_s
@@ -494,8 +486,13 @@ def _data(run: Run, key: str) -> Iterator[_Line]:
 
 
 def _events(run: Run, key: str) -> Iterator[_Line]:
-    for row in _rows(run, EVENTS_SQL, json.dumps(key)[1:-1]):
+    rows = events_naming(run, key)
+    for row in rows[:SHOWN]:
         yield _Line(row["server_id"], row["time_ns"], f"event {row['action'] or ''}".strip(), {"topic": row["topic"]})
+    if len(rows) > SHOWN:
+        rest = rows[SHOWN:]
+        details = {"": f"{plural(len(rest), 'more event')} from here on; `recup sql RUN 'from events'` has all"}
+        yield _Line(rest[0]["server_id"], rest[0]["time_ns"], "events name it", details)
 
 
 _PARTS = (_graphs, _scheduler, _worker, _attempt_ends, _activities, _threads, _io, _steals, _data, _events)
