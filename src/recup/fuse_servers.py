@@ -178,7 +178,10 @@ WORKER_LIVES = View(
             "it ended is not known), there at the end, or unknown",
         ),
         ViewColumn(
-            "process_end_s", "When its nanny saw its process end", "s", "its nanny saw none, or which it was is not known"
+            "process_end_s",
+            "When its nanny saw its process end",
+            "s",
+            "its nanny saw none, or which it was is not known",
         ),
         ViewColumn("reason", "Reason its nanny gave", null="none given"),
         ViewColumn("removal_cause", "Stimulus of the removal", null="not removed or not told"),

@@ -259,3 +259,27 @@ def test_a_sealed_table_that_is_gone_or_damaged_is_a_loss(tmp_path):
     }
     with open_run(path) as run:
         assert run.sql("select count(*) from tasks").fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("metered", "levels"),
+    [
+        ({"thread-cpu": 0.001, "p2p-shard-partition-cpu": 0.1495, "p2p-shard-partition-noncpu": 0.3}, ["ok"]),
+        ({"thread-cpu": 0.0, "p2p-shard-partition-cpu": 0.1, "p2p-shard-partition-noncpu": 0.06}, ["ok"]),
+        ({"thread-cpu": 0.0, "my-own-part": 0.2}, ["ok"]),
+        ({"thread-cpu": 0.01, "my-own-part": 0.05}, ["warning", "ok"]),
+        ({"thread-cpu": 0.1, "thread-noncpu": 0.2, "executor": 0.2, "other": 0.2}, ["warning", "ok"]),
+        ({"thread-cpu": 0.1, "p2p-get-output-cpu": 0.2}, ["info", "ok"]),
+    ],
+    ids=["shuffle", "waits taken off cpu", "own meter", "own meter too short", "around the thread", "more"],
+)
+def test_what_code_meters_itself_is_added_to_dasks_cpu_time_as_far_as_it_may_be_cpu(
+    tmp_path, monkeypatch, metered, levels
+):
+    rows = [each for each in written_runs.worker_a_rows() if not isinstance(each, schema.FineMetric)]
+    rows += [
+        schema.FineMetric(at(2), "execute", None, "inc", name, "seconds", value) for name, value in metered.items()
+    ]
+    monkeypatch.setattr(written_runs, "worker_a_rows", lambda: rows)
+    path = write_run(tmp_path)
+    assert [f.level for f in findings_of(path) if "of CPU" in f.statement or f.subject == "threads"] == levels
