@@ -60,7 +60,9 @@ def _cells(row: Row, by: str, is_traced: bool) -> list[Any]:
         "worker": (row.get("worker"),),
         "thread": (row.get("worker"), row.get("thread")),
     }[by]
-    first = names[0] if row["owner"] in (None, "task") else f"[{row['owner']}]"
+    first = names[0]
+    if row["owner"] not in (None, "task"):
+        first = " ".join((*filter(None, names[:1]), f"[{row['owner']}]"))
     ops = None if row["read_count"] is None else row["read_count"] + (row["write_count"] or 0)
     cells: list[Any] = [
         first,

@@ -15,7 +15,7 @@ from recup.rundir import create_run
 from recup.store import open_run
 from tests.unit.spooled import write
 from tests.unit.test_fuse_io import LOG, S, W, beacon, process, ran, segment, stream_of
-from tests.unit.written_runs import A, at, row
+from tests.unit.written_runs import A, B, at, row
 
 NO_TASK = "no task: imports, Dask itself, recup"
 SEVERAL = "tasks, but not sure which or whether"
@@ -166,6 +166,58 @@ def test_counters_of_threads_tell_bytes_and_the_rest_of_the_process_is_a_row(tmp
     with open_run(path) as run:
         assert io_source(run) == "thread counters"
         assert "counters of threads in 1 of 1 workers" in io_record(run)["statement"]
+
+
+def shared(path, pid=200):
+    """Two workers, the scheduler and a client in one process: each samples its counters."""
+    path = create_run(path, way="run", command=["job.py"], run_id="run")
+    samples = {
+        server: [
+            row(schema.Sample, time_ns=at(seconds), metric=f"process_{kind}_bytes", value=float(value))
+            for seconds, values in moments
+            for kind, value in zip(("read", "written"), values, strict=True)
+        ]
+        for server, moments in {W: ((0, (1000, 2000)), (5, (1100, 2090))), "Worker-b": ((1, (1010, 2000)), (6, (1130, 2095)))}.items()
+    }  # fmt: skip
+    about = process("scheduler", pid, process_started_s=1.0)
+    write(path, "scheduler", S, [row(schema.Host, host_id="host", hostname="node"), about])
+    write(path, "client", "Client-1", [process("client", pid, process_started_s=1.0)])
+    for server, address, key, started_s in ((W, A, "x1", 1.01), ("Worker-b", B, "x2", 0.99)):
+        where = process("worker", pid, address=address, process_started_s=started_s)
+        write(path, "worker", server, [where, ran(key, 1, 2), *samples[server]])
+    return path
+
+
+def test_what_a_process_of_several_servers_did_counts_once(tmp_path):
+    rest = REST.replace("process", "process of 2 workers", 1) + ", the scheduler, a client"
+    path = shared(tmp_path)
+    assert rows(path, "worker", "worker", "owner", "read_bytes", "written_bytes") == [
+        (None, rest, 110, 55), (A, "task", 10, 20), (B, "task", 10, 20)
+    ]  # fmt: skip
+    assert rows(path, "prefix", "owner", "read_bytes", "written_bytes") == [(rest, 110, 55), ("task", 20, 40)]
+    assert f"[{rest[:60]}" in recup(path, "--by", "worker")
+
+
+def test_processes_that_had_one_id_after_each_other_are_two(tmp_path):
+    path = create_run(tmp_path, way="run", command=["job.py"], run_id="run")
+    write(path, "scheduler", S, [row(schema.Host, host_id="host", hostname="node"), process("scheduler")])
+    for server, address, began in ((W, A, 100.0), ("Worker-b", B, 400.0)):
+        samples = [
+            row(schema.Sample, time_ns=at(began + n), metric=f"process_{kind}_bytes", value=began + 17 * n)
+            for n in (0, 1)
+            for kind in ("read", "written")
+        ]
+        write(
+            path,
+            "worker",
+            server,
+            [process("worker", 5, address=address, process_started_s=began), ran("x1", 1, 2), *samples],
+        )
+    assert rows(path, "worker", "worker", "owner", "read_bytes") == [
+        (A, "task", 10), (B, "task", 10), (A, REST, 7), (B, REST, 7)
+    ]  # fmt: skip
+    page = recup(path, "--by", "worker")
+    assert f"{A} [rest of the process:" in page
 
 
 def test_without_samples_of_the_process_only_tasks_are_rows(tmp_path):

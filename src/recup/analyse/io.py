@@ -34,7 +34,8 @@ HOW_TO_RECORD = (
 )
 """What to say of a run without either source."""
 _NEEDS_FILES = "No Darshan log is in this run, so files are not known: `recup run --darshan ...` records them."
-REST = "rest of the process: helper threads and Dask itself"
+REST = "rest of the process: helper threads, coroutines, child processes, Dask itself"
+"""Owner of what no task's own thread read and wrote; the kernel adds children to the process that waited for them."""
 
 _SOURCE_SQL = """
 select
@@ -118,34 +119,63 @@ order by read_bytes + written_bytes desc, {names}
 DARSHAN_SQL = {by: _darshan_sql(by) for by in GROUPS}
 """The question by what rows are of; io_s counts once where reads and writes of one thread overlap."""
 
-_REST = """
-totals as (
+_REST = f"""
+homes as (
+    -- Servers in one process share its counters.  A process id comes again, but not within a minute.
+    select server_id, role, address, min(server_id) over (partition by host, pid, life) as home
+    from (
+        select *, count(*) filter (is_later) over (partition by host, pid order by started_s, server_id) as life
+        from (
+            select *, started_s - lag(started_s) over (partition by host, pid order by started_s, server_id) > 60 as is_later
+            from (
+                select s.server_id, s.role, s.address, s.pid, coalesce(s.host_id, s.server_id) as host, p.started_s
+                from servers s
+                left join (
+                    select server_id, any_value(process_started_s) as started_s from raw.processes group by server_id
+                ) p on p.server_id = s.server_id
+            )
+        )
+    )
+), totals as (
     -- Counters of a process only grow; recup sees them from its first sample on.
-    select server_id, metric, max(value) - min(value) as value
-    from raw.samples
-    where metric in ('process_read_bytes', 'process_written_bytes', 'process_read_call_count', 'process_write_call_count')
-        and subject is null and role = 'worker'
-    group by server_id, metric
-), rest as (
     select
-        s.address as worker,
-        sum(value) filter (metric = 'process_read_bytes') - any_value(t.read_bytes) as read_bytes,
-        sum(value) filter (metric = 'process_written_bytes') - any_value(t.written_bytes) as written_bytes
-    from totals
-    join servers s on s.server_id = totals.server_id
-    left join (
-        select server_id, coalesce(sum(read_chars_bytes), 0) as read_bytes, coalesce(sum(written_chars_bytes), 0) as written_bytes
-        from counter_sums
-        group by server_id
-    ) t on t.server_id = totals.server_id
-    group by s.address
+        home,
+        max(value) filter (metric = 'process_read_bytes') - min(value) filter (metric = 'process_read_bytes') as read_bytes,
+        max(value) filter (metric = 'process_written_bytes') - min(value) filter (metric = 'process_written_bytes')
+            as written_bytes
+    from raw.samples s
+    join homes using (server_id)
+    where metric in ('process_read_bytes', 'process_written_bytes') and subject is null and s.role = 'worker'
+    group by home
+), of_tasks as (
+    select home, sum(read_chars_bytes) as read_bytes, sum(written_chars_bytes) as written_bytes
+    from counter_sums
+    join homes using (server_id)
+    group by home
+), in_one as (
+    select
+        home,
+        count(*) filter (role = 'worker') as worker_count,
+        min(address) filter (role = 'worker') as worker,
+        bool_or(role = 'scheduler') as has_scheduler,
+        bool_or(role = 'client') as has_client
+    from homes
+    group by home
 ), rest_pieces as (
     -- greatest() alone would make 0 of what is not known.
-    select worker, ? as owner,
-        case when read_bytes is not null then greatest(read_bytes, 0)::bigint end as got_bytes,
-        case when written_bytes is not null then greatest(written_bytes, 0)::bigint end as put_bytes,
+    select
+        case when worker_count = 1 then worker end as worker,
+        case when worker_count > 1 then '{REST.replace("process", "process of ' || worker_count || ' workers", 1)}' else '{REST}' end
+            || case when has_scheduler then ', the scheduler' else '' end
+            || case when has_client then ', a client' else '' end as owner,
+        case when t.read_bytes is not null then greatest(t.read_bytes - coalesce(k.read_bytes, 0), 0)::bigint end
+            as got_bytes,
+        case when t.written_bytes is not null then greatest(t.written_bytes - coalesce(k.written_bytes, 0), 0)::bigint end
+            as put_bytes,
         got_bytes + put_bytes as moved_bytes
-    from rest
+    from totals t
+    join in_one using (home)
+    left join of_tasks k using (home)
 )
 """
 
@@ -214,7 +244,7 @@ order by read_bytes + written_bytes desc, {names}
 
 
 COUNTERS_SQL = {by: _counters_sql(by) for by in GROUPS if by != "file"}
-"""The question to thread counters; the rest of a process is a row per worker (per run, where rows are prefixes)."""
+"""The question to thread counters; the rest is a row per process (where rows are prefixes, per kind of process)."""
 
 RECORD_SQL = """
 with workers as (
@@ -280,7 +310,8 @@ def io_by(run: Run, by: str = "prefix") -> pa.Table:
 
     Of tasks and prefixes there is one more row per reason why I/O is of no task (`owner`);
     rows add up to all that was recorded.  From thread counters sockets count too, and
-    io_s, files and small requests are null.
+    io_s, files and small requests are null; the rest of a process of several workers has
+    a null worker.
 
     From: task_io, task_io_streams; else thread_counters, samples
     Columns: those of `GROUPS`, owner (task, else why no task is known; null for files, workers and threads of Darshan), read_bytes, written_bytes, read_count, write_count,
@@ -298,7 +329,7 @@ def io_by(run: Run, by: str = "prefix") -> pa.Table:
         return run.sql(DARSHAN_SQL[by]).to_arrow_table()
     if by == "file":
         raise BadQuery(_NEEDS_FILES)
-    return run.sql(COUNTERS_SQL[by], [REST]).to_arrow_table()
+    return run.sql(COUNTERS_SQL[by]).to_arrow_table()
 
 
 def io_record(run: Run) -> Document:
