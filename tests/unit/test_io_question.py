@@ -22,7 +22,7 @@ SEVERAL = "tasks, but not sure which or whether"
 HELPERS = "helper threads while tasks ran"
 
 
-def made(tmp_path, *, worker=(), log=None, operations=None, name="run", has_beacon=True):
+def made(tmp_path, *, worker=(), log=None, operations=None, name="run", has_beacon=True, others=()):
     """Write a run of one worker; without `log` there is no Darshan log."""
     path = create_run(tmp_path, way="run", command=["job.py"], run_id=name)
     came = row(schema.Worker, time_ns=at(0), action="add", address=A, worker_id=W, pid=100)
@@ -39,7 +39,7 @@ def made(tmp_path, *, worker=(), log=None, operations=None, name="run", has_beac
             schema.IoLog, log=LOG, format_version="3.41", hostname="node", pid=100, modules="{}", start_s=at(0) / 1e9,
             has_thread_ids=True, segment_count=count, operation_count=count if operations is None else operations,
         )  # fmt: skip
-        write(path, "launcher", "Ingest-1", [about, *log])
+        write(path, "launcher", "Ingest-1", [about, *log, *others])
     return path
 
 
@@ -136,6 +136,27 @@ def test_rows_add_up_to_all_that_was_traced_however_they_are_asked(tmp_path_fact
             assert sum(each["read_bytes"] for each in table) == whole["read"]
             assert sum(each["written_bytes"] for each in table) == whole["write"]
             assert sum(each["read_count"] + each["write_count"] for each in table) == len(log) + 1
+
+
+def test_methods_of_actors_go_by_the_name_that_profile_gives_them(tmp_path):
+    worker = [ran("Act.go", 1, 2, run_id=-1, kind="actor"), ran("x1", 1, 2, thread=8)]
+    path = made(tmp_path, worker=worker, log=[segment(1.5), segment(1.5, thread=8, nbytes=7)])
+    assert rows(path, "prefix", "prefix", "owner", "read_bytes")[:2] == [("Act.go", "task", 100), ("x", "task", 7)]
+    path = made(tmp_path, worker=worker, name="counters")
+    assert sorted(rows(path, "prefix", "prefix", "task_count", "read_bytes")) == [("Act.go", 1, 10), ("x", 1, 10)]
+    assert sorted(rows(path, "task", "key", "prefix", "read_bytes")) == [("Act.go", "Act.go", 10), ("x1", "x", 10)]
+
+
+def test_what_no_recorded_process_did_is_told_from_what_dask_did(tmp_path):
+    of_a_child = row(
+        schema.IoLog, log="cat.darshan", format_version="3.41", hostname="node", pid=101, modules="{}",
+        start_s=at(0) / 1e9, has_thread_ids=True, segment_count=1, operation_count=1,
+    )  # fmt: skip
+    others = [of_a_child, segment(1.5, nbytes=20, log="cat.darshan")]
+    path = made(tmp_path, worker=[ran("x1", 1, 2)], log=[segment(3, nbytes=8)], others=others)
+    assert rows(path, "prefix", "owner", "read_bytes") == [
+        ("no task: processes without recup, e.g. children of tasks", 20), (NO_TASK, 8)
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- without Darshan
@@ -261,6 +282,35 @@ def test_the_record_says_what_a_task_may_have_done_after_the_log_was_written(tmp
     )
 
 
+def test_the_record_says_where_tasks_moved_more_than_darshan_counted(tmp_path):
+    moved = [ran("x1", 1, 2), ran("x2", 2, 3)._replace(read_chars_bytes=3 * 2**20)]
+    stream = stream_of("/data/x.npy")
+    path = made(tmp_path, worker=moved, log=[segment(1.5, nbytes=2**20), stream])
+    with open_run(path) as run:
+        record = io_record(run)
+    assert record["is_complete"] is False
+    assert record["statement"] == (
+        "Darshan traced 2 reads and writes in 1 logs; threads of tasks moved 2.0 MiB more than Darshan counted, by "
+        "sockets, pipes or calls it does not see (sendfile, copy_file_range)."
+    )
+    assert record["numbers"]["unseen_bytes"] == 2 * 2**20 + 10 + 2 * 20 - 1 - stream.written_bytes
+
+
+@pytest.mark.parametrize("has_counters", [True, False])
+def test_where_darshan_was_asked_for_in_vain_the_reason_is_told_not_how_to_ask(tmp_path, has_counters):
+    reason = "workers in the process of the program cannot be traced"
+    loss = row(schema.Loss, kind="not_captured", table="io_segments", detail=reason)
+    path = made(tmp_path, worker=[*([ran("x1", 1, 2)] if has_counters else []), loss])
+    (path / "foreign" / "darshan").mkdir(parents=True)
+    (path / "foreign" / "darshan" / "request.json").write_text("{}")
+    with open_run(path) as run:
+        statement = io_record(run)["statement"]
+        with pytest.raises(BadQuery, match=f"Darshan was asked for: {reason}."):
+            io_by(run, "file")
+    assert statement.endswith(f" Darshan was asked for: {reason}.")
+    assert "recup run --darshan" not in statement
+
+
 def recup(*arguments):
     result = CliRunner().invoke(main, ["io", *map(str, arguments)], prog_name="recup")
     assert result.exit_code == 0, result.output
@@ -270,7 +320,7 @@ def recup(*arguments):
 def test_the_page_begins_with_how_complete_the_record_is(traced):
     page = recup(traced, "--by", "task")
     assert page.splitlines()[0].split() == [
-        "complete", "Darshan", "traced", "8", "reads", "and", "writes", "in", "1", "logs,", "all", "there", "were."
+        "complete", "Darshan", "traced", "8", "reads", "and", "writes", "in", "1", "logs,", "all", "that", "it", "counted."
     ]  # fmt: skip
     assert page.index("x1") < page.index(f"[{SEVERAL[:10]}")
     assert "How sure the tasks are" in page

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from recup.analyse.rows import Document, rows_of
 from recup.errors import BadQuery
 from recup.fuse_io_totals import SMALL_BYTES
+from recup.terminal import bytes_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,7 @@ HOW_TO_RECORD = (
     "worker that recup records."
 )
 """What to say of a run without either source."""
-_NEEDS_FILES = "No Darshan log is in this run, so files are not known: `recup run --darshan ...` records them."
+_NEEDS_DARSHAN = "`recup run --darshan ...` records them."
 REST = "rest of the process: helper threads, coroutines, child processes, Dask itself"
 """Owner of what no task's own thread read and wrote; the kernel adds children to the process that waited for them."""
 
@@ -51,16 +52,20 @@ case
     when attribution in ('thread', 'time_unique', 'path') then 'task'
     when attribution = 'shared' then 'tasks, but not sure which or whether'
     when attribution = 'helper' then 'helper threads while tasks ran'
+    when scheduler_id is null then 'no task: processes without recup, e.g. children of tasks'
     else 'no task: imports, Dask itself, recup'
 end
 """
+# Dask gives methods of actors no prefix; their key <prefix of the actor>.<method> is one, as in `recup profile`.
+_PREFIX = "coalesce(prefix, case when run_id is null then key end)"
 _PIECES = f"""
 with traced as (
-    select log, direction, path, nbytes, start_s, stop_s, key, run_id, prefix, worker, thread, {_OWNERS} as owner
+    select log, direction, path, nbytes, start_s, stop_s, key, run_id, {_PREFIX} as prefix, worker, thread,
+        {_OWNERS} as owner
     from task_io
     where module = 'POSIX'
 ), streams as (
-    select *, false as is_phantom
+    select * replace ({_PREFIX} as prefix), false as is_phantom
     from task_io_streams
 ), pieces as (
     select *, 'traced' as kind, 1 as count from traced
@@ -184,7 +189,7 @@ pieces as (
     select
         c.key_id,
         c.run_id,
-        any_value(p.prefix) as prefix,
+        coalesce(any_value(p.prefix), case when c.run_id is null then any_value(keys.key) end) as prefix,
         s.address as worker,
         'task' as owner,
         sum(c.read_chars_bytes) as got_bytes,
@@ -196,6 +201,7 @@ pieces as (
     from raw.thread_counters c
     join servers s on s.server_id = c.server_id
     left join (select key_id, any_value(prefix) as prefix from raw.tasks group by key_id) p on p.key_id = c.key_id
+    left join keys on keys.key_id = c.key_id
     group by c.key_id, c.run_id, s.address
     union all by name
     from rest_pieces
@@ -204,12 +210,13 @@ pieces as (
 
 _SUMMED_PIECES = """
 pieces as (
-    select c.prefix, s.address as worker, c.thread, 'task' as owner, c.read_chars_bytes as got_bytes,
+    select coalesce(c.prefix, keys.key) as prefix, s.address as worker, c.thread, 'task' as owner, c.read_chars_bytes as got_bytes,
         c.written_chars_bytes as put_bytes, c.read_call_count as got_count, c.write_call_count as put_count,
         c.moved_chars_bytes as moved_bytes, c.key_id as method_id,
         case when c.key_id is null then c.attempt_count end as attempt_count
     from counter_sums c
     join servers s on s.server_id = c.server_id
+    left join keys on keys.key_id = c.key_id
     union all by name
     from rest_pieces
 )
@@ -270,10 +277,43 @@ with workers as (
     select count(distinct server_id) as gap_count, any_value(detail order by time_ns) as gap
     from raw.losses
     where "table" in ('io_segments', 'io_files') and kind = 'gap' and role = 'worker'
+), seen as (
+    -- Of a module that is cut short there may be more in segments than in counters.
+    select log, greatest(
+        coalesce((select sum(nbytes) from raw.io_segments s where s.log = l.log and s.module = 'POSIX'), 0),
+        coalesce((select sum(read_bytes + written_bytes) from raw.io_files f where f.log = l.log and f.module = 'POSIX'), 0)
+    ) + coalesce(
+        (select sum(read_bytes + written_bytes) from raw.io_files f where f.log = l.log and f.module = 'STDIO'), 0
+    ) as nbytes
+    from raw.io_logs l
+), seen_of_workers as (
+    select worker_id, sum(nbytes) as nbytes
+    from seen
+    join (select log, worker_id from io_clocks where worker_id is not null) using (log)
+    group by worker_id
+), moved_by_tasks as (
+    select server_id as worker_id, sum(moved_chars_bytes) as nbytes from counter_sums group by server_id
+), beside as (
+    select
+        sum(m.nbytes) as moved_bytes,
+        coalesce(sum(greatest(m.nbytes - s.nbytes, 0)), 0)::bigint as unseen_bytes,
+        coalesce(unseen_bytes > greatest(0.1 * moved_bytes, 1048576), false) as is_much_unseen
+    from moved_by_tasks m
+    join seen_of_workers s using (worker_id)
 )
-from workers, logs, clocks_of_logs, gaps
+select *
+from workers, logs, clocks_of_logs, (select unseen_bytes, is_much_unseen from beside), gaps
 """
-"""One row: how much of the I/O of a run its Darshan logs hold."""
+"""One row: how much of the I/O of a run its Darshan logs hold.
+
+Unseen is what threads of tasks moved by the kernel's counters, more than Darshan counted in
+all of their process; it is said where it is more than a tenth and a MiB.
+"""
+
+WHY_NO_LOG_SQL = """
+select distinct detail from raw.losses where "table" in ('io_logs', 'io_files', 'io_segments') order by detail
+"""
+"""Reasons why a run that was to have Darshan logs has none."""
 
 COUNTED_SQL = """
 select
@@ -328,7 +368,7 @@ def io_by(run: Run, by: str = "prefix") -> pa.Table:
     if source == "darshan":
         return run.sql(DARSHAN_SQL[by]).to_arrow_table()
     if by == "file":
-        raise BadQuery(_NEEDS_FILES)
+        raise BadQuery(f"No Darshan log is in this run, so files are not known. {_why_no_log(run) or _NEEDS_DARSHAN}")
     return run.sql(COUNTERS_SQL[by]).to_arrow_table()
 
 
@@ -342,7 +382,7 @@ def io_record(run: Run) -> Document:
         (numbers,) = rows_of(run, RECORD_SQL)
         lacks = _lacks(numbers)
         whole = f"Darshan traced {numbers['segment_count']:,} reads and writes in {numbers['log_count']} logs"
-        statement = f"{whole}; {'; '.join(lacks)}." if lacks else f"{whole}, all there were."
+        statement = f"{whole}; {'; '.join(lacks)}." if lacks else f"{whole}, all that it counted."
         return {
             "source": source,
             "statement": statement,
@@ -350,14 +390,26 @@ def io_record(run: Run) -> Document:
             "numbers": numbers,
             "classes": rows_of(run, CLASSES_SQL),
         }
+    why_not = _why_no_log(run)
     if source == "none":
-        return {"source": source, "statement": HOW_TO_RECORD, "is_complete": False, "numbers": {}, "classes": []}
+        statement = f"No I/O was recorded. {why_not}" if why_not else HOW_TO_RECORD
+        return {"source": source, "statement": statement, "is_complete": False, "numbers": {}, "classes": []}
     (numbers,) = rows_of(run, COUNTED_SQL)
     statement = (
         f"No Darshan log: counters of threads in {numbers['counted_worker_count']} of {numbers['worker_count']} workers "
-        "tell bytes by task, sockets included, and no files. `recup run --darshan ...` records files."
+        f"tell bytes by task, sockets included, and no files. {why_not or '`recup run --darshan ...` records files.'}"
     )
     return {"source": source, "statement": statement, "is_complete": False, "numbers": numbers, "classes": []}
+
+
+def _why_no_log(run: Run) -> str:
+    """Return why Darshan, which was asked for, left nothing; empty where it was not asked for."""
+    if not (run.path / "foreign" / "darshan" / "request.json").is_file():
+        return ""
+    reasons = run.sql(WHY_NO_LOG_SQL).fetchall()
+    said = reasons[0][0] if reasons else "no worker left a log"
+    more = f" (and {len(reasons) - 1} more of the kind)" if len(reasons) > 1 else ""
+    return f"Darshan was asked for: {said}{more}."
 
 
 def _lacks(numbers: Document) -> list[str]:
@@ -377,5 +429,7 @@ def _lacks(numbers: Document) -> list[str]:
             "no_thread_count"
         ]
         > 0,
+        f"threads of tasks moved {bytes_text(numbers['unseen_bytes'])} more than Darshan counted, by sockets, pipes or "
+        "calls it does not see (sendfile, copy_file_range)": numbers["is_much_unseen"],
     }
     return [text for text, holds in lacks.items() if holds]
