@@ -60,6 +60,11 @@ class Tally:
     def add(self, x):
         self.n += x
         return self.n
+    def bad(self):
+        try:
+            fail(9)
+        except ValueError as reason:
+            raise KeyError("of an actor") from reason
 
 def text_of(future):
     try:
@@ -88,6 +93,7 @@ with local(n_workers=1, threads_per_worker=2) as cluster, Client(cluster) as cli
     print(type(strange.exception()).__name__)
     tally = client.submit(Tally, actor=True, key="tally").result()
     print([tally.add(1).result() for _ in range(3)])
+    print(text_of(tally.bad()))
     def pools(dask_worker):
         from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
         import multiprocessing
@@ -142,6 +148,7 @@ def test_results_errors_and_tracebacks_are_those_of_the_program_without_recup(re
     bare, with_recup = recorded[1]
     assert with_recup == bare
     assert "ValueError: no 5" in bare
+    assert "KeyError: 'of an actor'" in bare
 
 
 def test_no_transition_is_lost_and_no_hook_failed(recorded):
@@ -165,6 +172,7 @@ def test_every_attempt_has_one_row_whatever_becomes_of_it(counted):
         "odd": [("task", "Odd")],
         "tally": [("task", "returned")],
         "tally.add": [("actor", "returned")] * 3,
+        "tally.bad": [("actor", "KeyError")],
         "pooled": [("task", "returned")],
     }
 

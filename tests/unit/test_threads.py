@@ -9,6 +9,7 @@ import time
 import traceback
 import types
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dask._task_spec import Task
@@ -375,3 +376,38 @@ def test_a_bug_in_making_a_row_costs_that_row_and_holds_up_no_other_table(spool,
     run_again(counted(spool, abs, -1), [2])
     assert outcomes(spool) == [(2, "task", "returned")]
     assert lost(spool) == [("hook_failed", "thread_counters", 1, "rows of thread_counters: RuntimeError: bug")]
+
+
+# ---------------------------------------------------------------- around an actor's methods
+
+
+def _run_actor(function, args, kwargs, state, key):
+    return function(*args, **kwargs)
+
+
+def fails(error, cause):
+    raise error from cause
+
+
+@pytest.mark.parametrize("is_surrounded", [False, True])
+def test_an_error_of_an_actor_is_the_same_with_no_frame_of_recup(spool, is_surrounded):
+    surrounding = [(lambda prefix, key: None, lambda: None)] if is_surrounded else []
+    threads.around.extend(surrounding)
+    error, cause = KeyError("x"), ValueError("why")
+    frames = []
+    try:
+        for is_counted in (False, True, True):
+            with ThreadPoolExecutor(1) as executor:
+                worker = types.SimpleNamespace(executors={"actor": executor})
+                undo = threads.count_actor_methods(worker, counting(spool)[0]) if is_counted else lambda: None
+                future = executor.submit(_run_actor, fails, (error, cause), {}, {}, "Act.bad")
+                assert future.exception() is error
+                undo()
+            assert (error.__cause__, error.__context__, error.args) == (cause, None, ("x",))
+            frames.append([(each.name, each.lineno) for each in traceback.extract_tb(error.__traceback__)])
+    finally:
+        for each in surrounding:
+            threads.around.remove(each)
+    assert [name for name, _ in frames[0]] == ["run", "_run_actor", "fails"]
+    assert frames == [frames[0], 2 * frames[0], 3 * frames[0]], "of one error raised again all is kept, as by Python"
+    assert outcomes(spool) == [(None, "actor", "KeyError")] * 2

@@ -10,7 +10,8 @@ It does not cover tasks in process pools (the original node travels there), asyn
 methods of actors, nor helper threads: their use is the process's, not a task's.
 
 Nothing here may change a task: what it returns and raises passes through untouched, and
-Dask leaves the frames of this module out of tracebacks, as it does its own.
+Dask leaves the frames of this module out of tracebacks, as it does its own.  Of errors of
+actors, which Dask sends whole, they are taken out here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from operator import itemgetter
 from os import pread
 from resource import RUSAGE_THREAD, getrusage
 from time import perf_counter_ns, thread_time_ns, time_ns
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, TracebackType
 from typing import Any
 
 from recup.schema import Thread
@@ -364,9 +365,9 @@ def _unseen(function: Any) -> Any:
     return FunctionType(code.replace(co_filename=name), function.__globals__, function.__name__)
 
 
-_awaited = _unseen(_await)
+_awaited, _called = _unseen(_await), _unseen(_call)
 if GraphNode is not None:
-    CountedNode.__call__ = _unseen(_call)
+    CountedNode.__call__ = _called
     if thread_readings is not None:
         CountedNode.__call__ = counted_call(CountedNode, CountedNode.__call__, around)
 
@@ -388,6 +389,23 @@ class _Method:
         return self.call()
 
 
+_actor_frames = {_Method.__call__.__code__, _called.__code__}
+
+
+def _without(codes: set[CodeType], traceback: TracebackType) -> TracebackType | None:
+    """Return a traceback less the frames of these codes; the other entries stay the same objects."""
+    kept: list[TracebackType] = []
+    entry: TracebackType | None = traceback
+    while entry is not None:
+        if entry.tb_frame.f_code not in codes:
+            kept.append(entry)
+        entry = entry.tb_next
+    for before, after in zip(kept, [*kept[1:], None], strict=True):
+        if before.tb_next is not after:
+            before.tb_next = after
+    return kept[0] if kept else None
+
+
 def count_actor_methods(worker: Any, counters: ThreadCounters) -> Callable[[], None] | None:
     """Count methods of actors run in the worker's actor thread; returns the way back.
 
@@ -400,8 +418,20 @@ def count_actor_methods(worker: Any, counters: ThreadCounters) -> Callable[[], N
 
     def submit(function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if getattr(function, "__name__", "") == "_run_actor" and len(args) > 4:
-            return original(functools.partial(run, function, args[4]), *args, **kwargs)
+            future = original(functools.partial(run, function, args[4]), *args, **kwargs)
+            # Ours is the first of the future's callbacks: who waits for it sees the error as it would be without recup.
+            future.add_done_callback(leave_no_frame)
+            return future
         return original(function, *args, **kwargs)
+
+    def leave_no_frame(future: Any) -> None:
+        # Dask sends errors of actors with all their frames, its own too.
+        try:
+            error = None if future.cancelled() else future.exception()
+            if error is not None and error.__traceback__ is not None:
+                error.__traceback__ = _without(_actor_frames | {run.__code__}, error.__traceback__)
+        except Exception as reason:  # noqa: BLE001 - the method has run and its error must pass
+            counters.failed(reason)
 
     def run(function: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         method = _Method(name, functools.partial(function, *args, **kwargs))
