@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 import recup
+from recup.capture import threads
 from recup.launch import run_program, wait_for_stragglers
 from tests.cluster.recorded import assert_complete, losses, rows, spools, write_program
 from tests.cluster.test_examples import EXAMPLE, RESULT, SMALL
 
+TAKEN_OUT = "tasks that put another profiler into their thread, from where on their functions are missing"
 FUNCTIONS = """
 def known(x): return x + 1
 def outer(x):
@@ -233,6 +235,73 @@ def test_a_program_that_begins_to_use_yappi_gets_it_as_if_recup_were_not_there(t
     run, answer = record(tmp_path, body, ("cpu", (), ("worker",)))
     assert answer == [45, 1, 245]
     assert calls(run, kind="task") == {("outer", "outer"): 10, ("outer", "known"): 30}
+    (directory,) = spools(run, "worker")
+    assert losses(directory) == [("not_captured", "function_calls", "the program began to use Yappi itself")]
+
+
+BESIDE = """
+    import cProfile, json
+    def profiles(x):
+        with cProfile.Profile() as profile:
+            outer(x)
+        return sum(each.callcount for each in profile.getstats() if getattr(each.code, "co_name", "") == "known")
+    def listens(x):
+        seen = []
+        sys.setprofile(lambda frame, event, arg: seen.append(event) if frame.f_code.co_name == "known" else None)
+        outer(x)
+        sys.setprofile(None)
+        return len(seen)
+    def stays(x):
+        sys.setprofile(lambda frame, event, arg: None)
+    def is_there(x):
+        found = sys.getprofile() is not None
+        sys.setprofile(None)
+        return found
+    with local(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        answers = []
+        for function in (outer, profiles, outer, listens, outer, stays, is_there, outer):
+            answers.append(client.submit(function, 3, pure=False).result())
+        open(sys.argv[1], "w").write(json.dumps(answers))
+    """
+
+
+@pytest.mark.skipif(threads.thread_readings is None, reason="without a C compiler Yappi's hook cannot be seen")
+def test_tasks_that_put_another_profiler_into_their_thread_are_counted_as_lost(tmp_path):
+    run, answer = record(tmp_path, BESIDE, ("cpu", ("*",), ("worker",)))
+    assert answer == [3, 3, 3, 6, 3, None, True, 3]
+    assert {of: n for of, n in calls(run).items() if of[0] == "outer"} == {
+        ("outer", "outer"): 4,
+        ("outer", "known"): 12,
+    }
+    (directory,) = spools(run, "worker")
+    assert losses(directory) == [
+        ("not_captured", "function_calls", TAKEN_OUT),
+        ("not_captured", "function_calls", "tasks in whose thread another profiler is"),
+    ]
+    counts = {each["detail"]: each["row_count"] for each in rows(run, "worker", "losses")}
+    assert counts == {TAKEN_OUT: 3, "tasks in whose thread another profiler is": 1}
+
+
+def test_a_task_that_begins_to_use_yappi_leaves_what_tasks_before_it_did(tmp_path):
+    body = """
+    import json
+    def profiles(x):
+        import yappi
+        yappi.set_clock_type("wall")
+        yappi.start()
+        outer(x)
+        yappi.stop()
+        found = {each.name: each.ncall for each in yappi.get_func_stats() if each.name in ("outer", "known")}
+        yappi.clear_stats()
+        return found
+    with local(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        answers = [client.submit(outer, n, pure=False).result() for n in range(20)]
+        answers += [client.submit(profiles, 3).result(), client.submit(outer, 4).result()]
+        open(sys.argv[1], "w").write(json.dumps(answers))
+    """
+    run, answer = record(tmp_path, body, ("cpu", ("*",), ("worker",)))
+    assert answer == [*range(20), {"outer": 1, "known": 3}, 4]
+    assert calls(run) == {("outer", "outer"): 20, ("outer", "known"): 60}
     (directory,) = spools(run, "worker")
     assert losses(directory) == [("not_captured", "function_calls", "the program began to use Yappi itself")]
 

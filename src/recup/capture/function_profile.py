@@ -172,10 +172,11 @@ def task_left() -> None:
     # off by the next return Yappi sees in this thread, which is that of `enter`.
     if _hooked.here:
         own = _hooked.own
-        if not own.profiler._is_off:  # else the hook may be the program's
+        is_whole = _profile_hook() == own.profiler.hook_address and sys.getprofile() is None
+        if is_whole and not own.profiler._is_off:  # else the hook may be the program's
             _unhook()
         _hooked.here = False
-        own.profiler.leave(own)
+        own.profiler.leave(own, is_whole)
 
 
 class _Hooked(threading.local):
@@ -186,6 +187,8 @@ class _Hooked(threading.local):
 
 
 _hooked = _Hooked()
+# Without a C compiler only a hook in Python is seen, if it is still in at the end of the task.
+_profile_hook: Callable[[], int] = getattr(threads.thread_readings, "profile_hook", int)
 _unhook: Callable[[], None] = functools.partial(sys.setprofile, None) if _EACH_THREAD else (lambda: None)
 # Yappi asks for the tag at each call.  A bound method of C costs it 30 ns and no byte code.
 _tag: ContextVar[int] = ContextVar("recup_yappi_tag", default=0)
@@ -216,6 +219,7 @@ class _Thread:
         self.thread = threading.current_thread()
         self.ident = threading.get_ident()
         self.lock = threading.Lock()
+        self.server: _Server | None = None
         self.is_busy = False
         self.is_read = True
         self.read_at_s = 0.0
@@ -258,6 +262,7 @@ class _Profiler:
         yappi.set_tag_callback(_tag.get)
         mine = sys.getprofile()
         yappi.start(builtins=True)
+        self.hook_address = _profile_hook()
         if _EACH_THREAD:
             # Armed: Yappi counts in the threads that carry its hook, and now none does.
             yappi.stop()
@@ -286,6 +291,7 @@ class _Profiler:
             if self._is_off:
                 return
             self._read_idle(is_last=True)
+            self._read_busy()
             self._is_off = True
         for name, original in self._originals.items():
             setattr(self._yappi, name, original)
@@ -354,12 +360,17 @@ class _Profiler:
             self._threads.append(own)
         with own.lock:
             own.is_busy = True
+        own.server = server
         _hooked.here = True
         _tag.set(tag)
         self._hook()
 
-    def leave(self, own: _Thread) -> None:
+    def leave(self, own: _Thread, is_whole: bool) -> None:
         _tag.set(0)
+        if not is_whole and not self._is_off and own.server is not None:
+            detail = "tasks that put another profiler into their thread, from where on their functions are missing"
+            own.server.spool.lose("not_captured", "function_calls", detail, 1)
+        own.server = None
         now = time.monotonic()
         with own.lock:
             own.is_busy = own.is_read = False
@@ -406,13 +417,13 @@ class _Profiler:
                 gc.enable()
         return found
 
-    def _read_thread(self, own: _Thread, now_s: float) -> None:
-        """Take the entries of a thread that runs no task; its lock is held."""
+    def _read_thread(self, own: _Thread, now_s: float, *, is_running: bool = False) -> None:
+        """Take the entries of a thread; its lock is held.  While a task runs only for the last time."""
         own.read_at_s, own.is_read = now_s, True
         if own.context is None:
             own.context = self._context_of(own.ident)
         if own.context is not None:
-            self._readings[own.context] = self._entries({"ctx_id": own.context}), False
+            self._readings[own.context] = self._entries({"ctx_id": own.context}), is_running
 
     def _context_of(self, ident: int) -> int | None:
         """Return Yappi's number of a living thread: the last it gave to one of this ident."""
@@ -436,6 +447,14 @@ class _Profiler:
                 context = self._context_of(ident)
                 if context is not None:
                     self._readings[context] = self._entries({"ctx_id": context}), True
+
+    def _read_busy(self) -> None:
+        """Take what threads did whose tasks still run, which changes it: for the last time."""
+        now = time.monotonic()
+        for own in self._threads:
+            with own.lock:
+                if own.is_busy:
+                    self._read_thread(own, now, is_running=True)
 
     # ------------------------------------------------------------ writing, by the writer thread
 

@@ -50,7 +50,21 @@ cdef extern from "Python.h":
     void PyErr_Fetch(PyObject**, PyObject**, PyObject**)
     void PyErr_Restore(PyObject*, PyObject*, PyObject*)
 
+cdef extern from *:
+    """
+    #define recup_hook() ((size_t) PyThreadState_Get()->c_profilefunc)
+    """
+    size_t recup_hook()
+
 DEF IO_COUNTERS = 6     # rchar, wchar, syscr, syscw, read_bytes, write_bytes
+
+
+def profile_hook():
+    """Return the address of the C function that profiles the calling thread, 0 where none does.
+
+    `sys.getprofile` tells of a hook in Python alone: one in C, such as Yappi's, need not show there.
+    """
+    return recup_hook()
 
 
 cdef inline int64_t microseconds(timeval time) noexcept nogil:
