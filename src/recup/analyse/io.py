@@ -268,10 +268,12 @@ with workers as (
     select
         count(distinct worker_id) as worker_with_log_count,
         count(*) filter (process is null) as unmatched_count,
-        count(*) filter (basis <> 'beacon' and worker_id is not null) as no_beacon_count,
-        count(*) filter (not has_thread_ids and worker_id is not null) as no_thread_count,
-        max(error_ns) filter (worker_id is not null) / 1e9 as clock_error_s
+        -- A memory map has no segments that would need either.
+        count(*) filter (basis <> 'beacon' and worker_id is not null and not is_killed) as no_beacon_count,
+        count(*) filter (not has_thread_ids and worker_id is not null and not is_killed) as no_thread_count,
+        max(error_ns) filter (worker_id is not null and not is_killed) / 1e9 as clock_error_s
     from io_clocks
+    join (select log, bool_or(is_killed) as is_killed from raw.io_logs group by log) using (log)
 ), gaps as (
     -- What servers said themselves: of logs that never came it is told above.
     select count(distinct server_id) as gap_count, any_value(detail order by time_ns) as gap
