@@ -72,18 +72,26 @@ with streams as (
     left join io_clocks c on c.log = s.log
     left join io_names n on n.log = s.log and n.file_id = s.file_id
     left join io_loose_files loose on loose.file = n.file
-), traced as (
-    -- A header, say, is traced although the payload is not.  What may be of another descriptor tells nothing, but for
-    -- this: while the stream is used it may as well be another task's header.
-    select
-        p.log,
-        p.file_id,
+), headers as (
+    -- A header, say, is traced although the payload is not.
+    select p.log, p.file_id, any_value(p.file) as file, any_value(p.from_ns) as from_ns, any_value(p.to_ns) as to_ns,
         any_value(c.attempt) as attempt
     from placed p
-    join io_claims c on c.file = p.file
-    where not c.is_phantom or coalesce(c.to_ns >= p.from_ns and c.from_ns <= p.to_ns, true)
+    join io_claims c on c.file = p.file and not c.is_phantom
     group by p.log, p.file_id
     having count(distinct c.attempt) = 1 and count(*) = count(c.attempt)
+), traced as (
+    -- What may be of another descriptor may be another task's header as well, while the stream is used, unless it is
+    -- of the same attempt.
+    select h.log, h.file_id, any_value(h.attempt) as attempt
+    from headers h
+    join io_attempts a on a.attempt = h.attempt
+    left join io_claims c on c.file = h.file and c.is_phantom
+    group by h.log, h.file_id
+    having bool_and(
+        c.file is null or coalesce(c.to_ns < h.from_ns or c.from_ns > h.to_ns, false)
+        or coalesce(c.thread = a.thread and c.from_ns >= a.in_from_ns and c.to_ns <= a.in_to_ns, false)
+    )
 ), counted as (
     select
         p.*,

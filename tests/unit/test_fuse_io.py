@@ -408,7 +408,8 @@ def test_a_stream_is_of_nobody_where_a_header_may_be_another_task_s(tmp_path):
         segment(1.8, path=path, nbytes=3, thread=8),
     ]  # fmt: skip
     assert asked(tmp_path / "a", STREAMS, worker=worker, log=log) == [(path, None, "shared", 872)]
-    del log[2]
+    # Read again by the same task.
+    log[2] = segment(1.4, path=path, nbytes=4096)
     assert asked(tmp_path / "b", STREAMS, worker=worker, log=log) == [(path, "x", "path", 872)]
 
 
