@@ -12,6 +12,7 @@ does not cover the recorded tables (`recup.spool` writes them, `recup.store` rea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -158,18 +159,27 @@ def find_runs(root: Path) -> list[Path]:
     except OSError:
         return []
     runs = [e for e in entries if (e / "run.json").is_file() or (e / "spool").is_dir() or (e / "tables").is_dir()]
-    # A run's id has the second it began in, and chance behind that.
-    count_of = Counter(map(_second, runs))
+    # A run's id has the second it began in, and chance behind that; a name of the user's own tells nothing.
+    second_of = {run: _second(run) for run in runs}
+    count_of = Counter(second_of.values())
 
-    def begun(run: Path) -> tuple[str, int, str]:
-        second = _second(run)
+    def begun(run: Path) -> tuple[int, int, str]:
+        second = second_of[run]
         return second, _started_ns(run) if count_of[second] > 1 else 0, run.name
 
     return sorted(runs, key=begun)
 
 
-def _second(run: Path) -> str:
-    return run.name[:16] if re.match(r"\d{8}T\d{6}Z-", run.name) else run.name
+def _second(run: Path) -> int:
+    """Return the second a run began in, by its name where that is an id, else by its manifest, else its directory."""
+    if re.match(r"\d{8}T\d{6}Z-", run.name):
+        with contextlib.suppress(ValueError):
+            return int(datetime.strptime(run.name[:16], "%Y%m%dT%H%M%S%z").timestamp())
+    started_ns = _started_ns(run)
+    if not started_ns:
+        with contextlib.suppress(OSError):
+            started_ns = run.stat().st_mtime_ns
+    return started_ns // 1_000_000_000
 
 
 def _started_ns(run: Path) -> int:

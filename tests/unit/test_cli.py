@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from recup.analyse.listing import list_runs
 from recup.cli import main
-from recup.rundir import create_run, find_runs, update_manifest
+from recup.rundir import create_run, find_run, find_runs, update_manifest
 from tests.unit.written_runs import NASTY, A, write_run
 
 
@@ -329,6 +329,19 @@ def test_runs_of_one_second_are_in_the_order_they_began(tmp_path):
         "20260101T000000Z-0001",
         "20260101T000001Z-0001",
     ]
+
+
+def test_a_run_with_a_name_of_its_own_stands_where_it_began(tmp_path):
+    began = {"zz": 1_767_225_601, "20260101T000002Z-0001": 1_767_225_602, "aa": 1_767_225_603, "damaged": None}
+    for name, second in began.items():
+        create_run(tmp_path, way="run", run_id=name)
+        if second is None:
+            (tmp_path / name / "run.json").write_text("{")
+            os.utime(tmp_path / name, (1_767_225_600, 1_767_225_600))
+        else:
+            update_manifest(tmp_path / name, started_ns=second * 1_000_000_000)
+    assert [path.name for path in find_runs(tmp_path)] == ["damaged", "zz", "20260101T000002Z-0001", "aa"]
+    assert find_run("last", tmp_path).name == "aa"
 
 
 def test_run_ends_as_the_program_ended(root, tmp_path):

@@ -70,6 +70,11 @@ from recup.capture.function_entries import (
 from recup.schema import FunctionCall
 from recup.spool import Spool
 
+try:
+    from recup.capture import thread_readings as compiled
+except ImportError:  # built without a C compiler, or left over from an older recup
+    compiled = None  # type: ignore[assignment]
+
 CLOCKS = ("wall", "cpu")
 ROLES = ("worker", "scheduler", "client")
 _READ_INTERVAL_S = 0.5
@@ -188,7 +193,7 @@ class _Hooked(threading.local):
 
 _hooked = _Hooked()
 # Without a C compiler only a hook in Python is seen, if it is still in at the end of the task.
-_profile_hook: Callable[[], int] = getattr(threads.thread_readings, "profile_hook", int)
+_profile_hook: Callable[[], int] = getattr(compiled, "profile_hook", int)
 _unhook: Callable[[], None] = functools.partial(sys.setprofile, None) if _EACH_THREAD else (lambda: None)
 # Yappi asks for the tag at each call.  A bound method of C costs it 30 ns and no byte code.
 _tag: ContextVar[int] = ContextVar("recup_yappi_tag", default=0)

@@ -50,6 +50,7 @@ class RunsRoot:
         self._reading = threading.Lock()
         self._version = 0
         self._is_complete = False
+        self._order: dict[str, int] = {}
 
     # ------------------------------------------------------------ one run
 
@@ -88,7 +89,8 @@ class RunsRoot:
         reader.start()
         reader.join(_WAIT_S)
         rows = [row for _, _, row in list(self._rows.values())]
-        rows.sort(key=lambda row: row["name"], reverse=True)
+        order = self._order
+        rows.sort(key=lambda row: (order.get(row["name"], len(order)), row["name"]), reverse=True)
         return {
             "root": str(self.path),
             "version": self._version,
@@ -102,6 +104,7 @@ class RunsRoot:
             return
         try:
             paths = find_runs(self.path)
+            self._order = {path.name: place for place, path in enumerate(paths)}
             for path in reversed(paths):
                 self._refresh_one(path)
             gone = set(self._rows) - {path.name for path in paths}
