@@ -124,10 +124,12 @@ def _ends(spools: list[dict[str, Any]]) -> list[Finding]:
                     {"at_most_s": 1.0, "last_sign_s": None if when is None else when / 1e9},
                 )
             )
-    closed = sum(spool["is_closed"] is True for spool in spools)
-    if spools and closed == len(spools):
+    # A log that was read in is a record, but no server.
+    servers = {spool["server_id"] for spool in spools if spool["role"] != "darshan"}
+    if servers and all(spool["is_closed"] is True for spool in spools):
+        count = len(servers)
         found.append(
-            Finding("ok", "servers", f"The records of all {closed} servers ended in order.", {"server_count": closed})
+            Finding("ok", "servers", f"The records of all {count} servers ended in order.", {"server_count": count})
         )
     return found
 

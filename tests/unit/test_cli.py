@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from recup import schema
 from recup.analyse.listing import list_runs
 from recup.cli import main
 from recup.rundir import create_run, find_run, find_runs, update_manifest
-from tests.unit.written_runs import NASTY, A, write_run
+from tests.unit.spooled import write
+from tests.unit.written_runs import NASTY, A, at, row, write_run
 
 
 @pytest.fixture
@@ -110,7 +112,8 @@ def test_info_tells_what_ran_and_what_came_of_it(run):
         ("boom", 1, 1),
     ]
     assert (told["traffic"]["transfer_count"], told["traffic"]["transfer_bytes"]) == (1, 1000)
-    assert [(error["key"], error["attempt_count"]) for error in told["errors"]] == [(NASTY, 2)]
+    assert [(error["key"], error["attempt_count"], error["state"]) for error in told["errors"]] == [(NASTY, 2, "erred")]
+    assert "1 task failed" in recup("info", "last").stdout
 
 
 def test_info_shows_the_completeness_statement_before_anything_else(run):
@@ -123,6 +126,43 @@ def test_info_of_an_empty_run_is_a_page_too(root):
     result = recup("info", "last")
     assert result.exit_code == 0, result.output
     assert "What ran" in result.stdout
+
+
+def test_a_task_that_a_later_attempt_did_is_not_told_as_failed(root):
+    path = create_run(root, way="run", run_id="retried")
+    error = dict(run_id=0, worker=A, exception_text="ValueError('no')")
+    rows = [
+        row(schema.TaskError, time_ns=at(1), key="x", **error),
+        row(schema.TaskError, time_ns=at(1), key="y", **error),
+        row(schema.SchedulerTransition, time_ns=at(1), key="y", start="processing", finish="erred"),
+        row(schema.SchedulerTransition, time_ns=at(2), key="x", start="processing", finish="memory"),
+    ]
+    write(path, "scheduler", "Scheduler-1", rows)
+    page = recup("info", "last").stdout
+    assert "2 tasks had a failed attempt, 1 of them done by a later one" in page
+    assert [(each["key"], each["state"]) for each in document("info", "last")["errors"]] == [
+        ("x", "memory"),
+        ("y", "erred"),
+    ]
+
+
+def test_logs_that_were_read_in_are_no_servers(root):
+    path = create_run(root, way="run", run_id="logged")
+    write(path, "scheduler", "Scheduler-1", [row(schema.Host, host_id="host", hostname="node")])
+    write(path, "darshan", "job-1.darshan", [row(schema.IoLog, log="job-1.darshan")])
+    findings = document("check", "last")["findings"]
+    assert [each["statement"] for each in findings if each["subject"] == "servers"] == [
+        "The records of all 1 servers ended in order."
+    ]
+
+
+def test_ingest_of_nothing_that_is_a_log_is_an_error_that_names_it(run, tmp_path):
+    (tmp_path / "t.txt").write_text("no log")
+    (tmp_path / "empty").mkdir()
+    done = recup("ingest", "darshan", os.fspath(tmp_path / "t.txt"))
+    assert done.exit_code == 1
+    assert f"No Darshan log was read: there is none in {tmp_path}/t.txt." in done.output.replace("\n", " ")
+    assert recup("ingest", "darshan", os.fspath(tmp_path / "empty")).exit_code == 1
 
 
 def test_check_ends_with_3_when_something_is_missing(root):

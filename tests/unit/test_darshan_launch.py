@@ -18,6 +18,7 @@ from recup import darshan_doctor
 from recup.capture import darshan, darshan_library
 from recup.capture.darshan import Request, instrument_worker_of, judge_library, read_request, request_darshan
 from recup.capture.darshan_library import (
+    HOW_TO_GET_IT,
     Trial,
     config_text,
     find_library,
@@ -124,7 +125,7 @@ def test_a_library_that_leaves_no_log_is_refused_with_what_it_said(tmp_path, mon
     library = library_in(tmp_path / "lib")
     request, _, _ = judge_library(str(library), tmp_path)
     reason = f"a tiny process under {library} left no log in the directory it was told: unable to create log file"
-    assert request == Request(None, reason)
+    assert request == Request(None, f"{reason}. {HOW_TO_GET_IT}")
 
 
 def test_a_build_without_a_variable_for_its_logs_gets_directories_of_the_day(tmp_path, monkeypatch):
@@ -321,7 +322,7 @@ def test_maps_are_kept_on_the_host_where_the_run_is_on_a_network_file_system(tmp
         return darshan.map_directory(tmp_path, "run-1")
 
     assert on("ext4") == tmp_path
-    assert on("lustre").parts[-3:] == ("recup", "run-1", "darshan")
+    assert on("lustre").parts[-3:] == (f"recup-{os.getuid()}", "run-1", "darshan")
 
 
 # ---------------------------------------------------------------- in a worker

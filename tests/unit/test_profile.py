@@ -76,6 +76,17 @@ def test_a_prefix_that_was_not_profiled_names_those_that_were(path):
         function_profile(run, "mul")
 
 
+def test_functions_outside_tasks_have_no_prefix_to_ask_for(path):
+    with open_run(path) as run, pytest.raises(BadQuery, match="'coroutine' are of no task and have no prefix"):
+        function_profile(run, "read", kind="coroutine")
+
+
+def test_of_many_prefixes_some_are_named(tmp_path):
+    write(tmp_path, "worker", "w", [call(1, f"p{n:02}", "f", 1, 1.0, 1.0) for n in range(20)])
+    with open_run(tmp_path) as run, pytest.raises(BadQuery, match=r"there are those of p00, .*, p11 and 8 more"):
+        function_profile(run, "zzz")
+
+
 def test_a_task_is_told_the_functions_of_its_prefix(path):
     with open_run(path) as run:
         document = functions_of_key(run, "inc-1")

@@ -163,6 +163,11 @@ def test_the_main_script_is_that_of_clients_and_launchers(monkeypatch, tmp_path)
     assert main_script("given.py", "worker") == "given.py"
 
 
+def test_a_program_from_standard_input_has_no_script(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    assert [main_script(None, role) for role in ("client", "launcher")] == [None, None]
+
+
 def test_notebooks_and_installed_programs_are_no_scripts(monkeypatch):
     main = sys.modules["__main__"]
     monkeypatch.delattr(main, "__file__", raising=False)

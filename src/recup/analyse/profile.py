@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from recup.store import Run
 
+_NAMED = 12
+"""Prefixes named when another is asked for."""
 KINDS = ("task", "coroutine", "other")
 ORDERS = {"own": "own_s", "total": "total_s", "calls": "call_count"}
 HOW_TO_RECORD = (
@@ -92,7 +94,8 @@ def function_profile(run: Run, prefix: str | None = None, *, kind: str = "task",
     Raises
     ------
     BadQuery
-        Functions were recorded, but none of this prefix; the message names those there are.
+        Functions were recorded, but none of this prefix, and the message names some there are;
+        or functions outside tasks are asked for by prefix.
     """
     query, parameters = PROFILE_SQL, [kind]
     if prefix is not None:
@@ -100,10 +103,14 @@ def function_profile(run: Run, prefix: str | None = None, *, kind: str = "task",
     query = f"{query} order by {ORDERS[order]} desc, function, path, line, prefix"
     table: pa.Table = run.sql(query, parameters).to_arrow_table()
     if prefix is not None and table.num_rows == 0:
+        if kind != "task":
+            raise BadQuery(f"Functions of kind {kind!r} are of no task and have no prefix; ask without one.")
         there = [row["prefix"] for row in recorded_functions(run) if row["prefix"] is not None]
         if there:
+            more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
             raise BadQuery(
-                f"No functions of prefix {prefix!r} were recorded in run {run.run_id}; there are those of {', '.join(there)}."
+                f"No functions of prefix {prefix!r} were recorded in run {run.run_id}; there are those of "
+                f"{', '.join(there[:_NAMED])}{more}."
             )
     return table
 

@@ -38,11 +38,11 @@ def records_source() -> bool:
 
 
 def main_script(script: str | None, role: str) -> str | None:
-    """Return the path of the script a client or launcher runs; None for notebooks and installed programs."""
+    """Return the path of the script a client or launcher runs; None for notebooks, installed programs, standard input."""
     if script is not None or role not in ("client", "launcher"):
         return script
     path = getattr(sys.modules.get("__main__"), "__file__", None)
-    if not isinstance(path, str) or _is_installed(path):
+    if not isinstance(path, str) or path == "<stdin>" or _is_installed(path):
         return None
     return path
 

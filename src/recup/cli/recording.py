@@ -218,6 +218,8 @@ def ingest_verb(kind: str, files: tuple[str, ...], run: str, as_json: bool) -> N
         report = ingest_darshan(run, files, show)
     document = {"path": str(report.run), "logs": [asdict(log) for log in report.logs]}
     print_json(document) if as_json else ingest_page(Page(), document)
+    if all(log.state == "unreadable" for log in report.logs):
+        raise RecupError(f"No Darshan log was read: there is none in {', '.join(files)}.")
 
 
 @main.command("seal")
