@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +58,7 @@ def completeness(run: Run) -> list[Finding]:
         for row in relation.fetchall()
     ]
     findings: list[Finding] = []
-    if not spools:
-        findings.append(Finding("loss", "run", "No server recorded anything into this run."))
+    findings += _cluster(run, spools)
     findings += _ends(spools)
     findings += _files(spools)
     findings += _row_counts(spools, run.unreadable)
@@ -75,6 +76,44 @@ def completeness(run: Run) -> list[Finding]:
     for check in checks:
         findings += check(run)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+_NO_SCHEDULER = Finding("loss", "scheduler", "No scheduler recorded into this run.")
+_BEGINNING_S = 30.0
+"""A program may take so long to have its first server record."""
+
+_WITNESSES_SQL = """
+select 1 from spools where role not in ('launcher', 'scheduler')
+union all
+select 1 from raw.processes where scheduler_id is not null
+union all
+select 1 from raw.losses
+"""
+"""Rows where anybody met a scheduler, or something was lost that may have told of one."""
+
+
+def _cluster(run: Run, spools: list[dict[str, Any]]) -> list[Finding]:
+    """Whether a scheduler recorded, and if not, whether one is missing."""
+    if any(spool["role"] == "scheduler" for spool in spools):
+        return []
+    manifest = run.manifest
+    started_ns = manifest.get("started_ns")
+    age_s = (time.time_ns() - started_ns) / 1e9 if isinstance(started_ns, int) else math.inf
+    if manifest.get("state") == "running" and age_s < _BEGINNING_S:
+        said = f"It began {max(age_s, 0.0):.0f} s ago, and no scheduler has written anything yet."
+        return [Finding("warning", "run", said, {"age_s": age_s})]
+    if not spools:
+        return [Finding("loss", "run", "No server recorded anything into this run."), _NO_SCHEDULER]
+    if run.sql(_WITNESSES_SQL).fetchall():
+        return [_NO_SCHEDULER]
+    if any(spool["is_alive"] for spool in spools):
+        return [Finding("info", "run", "Its program started no Dask cluster so far, as far as recorded.")]
+    said = (
+        "Its program started no Dask cluster, as far as recorded: there is no record of a scheduler, worker or client."
+    )
+    # A program that failed has reason to have started none; of one that ended well, whatever it started may be missing.
+    failed = manifest.get("exit_code") or manifest.get("signal")
+    return [Finding("info" if failed else "warning", "run", said)]
 
 
 def verdict(findings: Sequence[Finding]) -> str:
@@ -345,8 +384,6 @@ def _workers(run: Run) -> list[Finding]:
     for worker_id, address, ended, _ in lives:
         if ended.startswith("signal"):
             found.append(Finding("info", worker_id or address, f"Its process was ended by {ended}."))
-    if not run.sql("from servers where role = 'scheduler' and is_captured").fetchall():
-        found.append(Finding("loss", "scheduler", "No scheduler recorded into this run."))
     return found
 
 
@@ -359,6 +396,12 @@ order by client
 """
 
 
+_REMEDY = (
+    "start its program with DASK_DISTRIBUTED__CLIENT__PRELOAD=recup.preload, or say `with recup.record(client):` in it"
+)
+"""How a client joins the run of its scheduler; one under `recup run` writes a run of its own."""
+
+
 def _clients(run: Run) -> list[Finding]:
     """Whether every client that a scheduler saw recorded."""
     missing = [row[0] for row in run.sql(_CLIENTS_SQL).fetchall()]
@@ -368,7 +411,8 @@ def _clients(run: Run) -> list[Finding]:
         Finding(
             "loss",
             name,
-            "The scheduler saw this client, and it did not record: its graphs before optimization are missing.",
+            "The scheduler saw this client, and it did not record: its graphs before optimization are missing. To have "
+            f"them, {_REMEDY}.",
         )
         for name in missing
     ]

@@ -1,10 +1,11 @@
 import json
+import re
 
 import pytest
 
 from recup import schema
 from recup.completeness import LEVELS, completeness, verdict
-from recup.rundir import create_run
+from recup.rundir import create_run, update_manifest
 from recup.spool import Spool
 from recup.store import open_run, seal
 from tests.unit import written_runs
@@ -85,7 +86,60 @@ def test_losses_come_first(tmp_path):
 
 def test_an_empty_run_is_not_complete(tmp_path):
     path = create_run(tmp_path, way="run")
+    update_manifest(path, started_ns=at(0))
     assert verdict(findings_of(path)).startswith("incomplete: run: no server recorded anything")
+
+
+def test_a_run_that_began_seconds_ago_has_lost_nothing_yet(tmp_path):
+    path = create_run(tmp_path, way="run")
+    (finding,) = [finding for finding in findings_of(path) if finding.level != "ok"]
+    assert (finding.level, finding.subject) == ("warning", "run")
+    assert re.fullmatch(r"It began \d+ s ago, and no scheduler has written anything yet\.", finding.statement)
+
+
+def launched(tmp_path, *rows, **manifest):
+    """A run of `recup run`, of which the launcher alone recorded."""
+    path = create_run(tmp_path, way="run")
+    about = row(schema.Process, time_ns=at(0), role="launcher", host_id="host", pid=1)
+    write(path, "launcher", "Launcher-1", [about, *rows])
+    update_manifest(path, started_ns=at(0), **manifest)
+    return path
+
+
+NO_CLUSTER = (
+    "run",
+    "Its program started no Dask cluster, as far as recorded: there is no record of a scheduler, worker or client.",
+)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "level"), [(1, "info"), (0, "warning"), (None, "warning")], ids=["failed", "ended well", "not known"]
+)
+def test_a_program_without_any_cluster_lost_nothing(tmp_path, exit_code, level):
+    path = launched(tmp_path, state="ended", exit_code=exit_code)
+    assert told(path, "loss") == []
+    assert told(path, level) == [NO_CLUSTER]
+
+
+def test_a_scheduler_that_anybody_met_and_that_did_not_record_is_a_loss(tmp_path):
+    lost = schema.Loss(at(1), "not_captured", "scheduler_transitions", None, "recup is not there")
+    path = launched(tmp_path, lost, state="ended", exit_code=1)
+    missing = ("scheduler", "No scheduler recorded into this run.")
+    assert missing in told(path, "loss")
+    path = launched(tmp_path / "other", state="ended", exit_code=1)
+    write(path, "client", "Client-1", [row(schema.Process, time_ns=at(0), role="client", scheduler_id="Scheduler-1")])
+    assert told(path, "loss") == [missing]
+
+
+def test_a_client_that_did_not_record_is_told_with_what_to_do(tmp_path):
+    assert told(write_run(tmp_path, skip=["Client-1"]), "loss") == [
+        (
+            "Client-1",
+            "The scheduler saw this client, and it did not record: its graphs before optimization are missing. To have "
+            "them, start its program with DASK_DISTRIBUTED__CLIENT__PRELOAD=recup.preload, or say `with "
+            "recup.record(client):` in it.",
+        )
+    ]
 
 
 def test_a_killed_server_is_told_with_what_may_be_missing(tmp_path):

@@ -24,7 +24,7 @@ from recup.report.html import content_policy, page_text, script_json, write_repo
 from recup.report.strips import strips
 from recup.report.tables import shown_table
 from recup.report.timeline import PLANS, timeline
-from recup.rundir import create_run
+from recup.rundir import create_run, update_manifest
 from recup.store import open_run
 from tests.unit.flow_runs import A, T, flow_run
 from tests.unit.reported import HOSTILE, TOKEN, write_reported
@@ -318,7 +318,9 @@ def test_the_document_has_a_section_for_every_question(document):
 
 
 def test_an_empty_run_has_a_report_that_says_so(tmp_path):
-    with open_run(create_run(tmp_path, way="run", command=["x"])) as run:
+    path = create_run(tmp_path, way="run", command=["x"])
+    update_manifest(path, started_ns=1_700_000_000_000_000_000)
+    with open_run(path) as run:
         write_report(run, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     assert "No server recorded anything into this run." in text
