@@ -26,6 +26,17 @@ def register(shell: Any) -> None:
 
 def recup_magic(line: str) -> None:
     """Run a recup command: ``%recup info last``."""
-    from recup.cli import main
+    import click
 
-    main(shlex.split(line), prog_name="%recup", standalone_mode=False)
+    from recup.cli import main
+    from recup.terminal import complain
+
+    try:
+        words = shlex.split(line)
+    except ValueError as reason:
+        complain(f"{reason}: {line}")
+        return
+    try:
+        main(words, prog_name="%recup", standalone_mode=False)
+    except click.ClickException as reason:
+        complain(reason.format_message())

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from recup.profile_page import profiled_text
-from recup.terminal import Page, bytes_text, count_text, moment_text, plural, seconds_text
+from recup.terminal import Page, bytes_text, count_text, inert, moment_text, plural, seconds_text
 
 Row = Mapping[str, Any]
 
 _PREFIXES_SHOWN = 15
 _LINES_SHOWN = 5
 _FINDINGS_SHOWN = 8
+_ERROR_SHOWN = 300
+"""Characters of the text of an error; Dask cuts it at 10,000."""
 _SURE_S = 1e-5
 """Moments known at least so well are shown without a mark."""
 
@@ -285,9 +287,19 @@ def _errors(page: Page, errors: Sequence[Row]) -> None:
     )
     page.table(
         ("key", ">times", "worker", "error"),
-        [(row["key"], count_text(row["attempt_count"]), row["worker"], row["exception_text"]) for row in errors],
+        [
+            (
+                row["key"],
+                count_text(row["attempt_count"]),
+                row["worker"],
+                inert(row["exception_text"] or "", _ERROR_SHOWN),
+            )
+            for row in errors
+        ],
         wrap=("error",),
     )
+    if any(len(row["exception_text"] or "") > _ERROR_SHOWN for row in errors):
+        _note(page, "texts of errors are cut; `recup story KEY` has them whole")
     if errors[0]["error_count"] > len(errors):
         _note(page, f'the first {len(errors)}; `recup sql RUN "from errors"` gives all')
 

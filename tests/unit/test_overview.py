@@ -113,3 +113,16 @@ def test_attempts_of_tasks_whose_graph_is_not_recorded_count_and_add_no_task(tmp
         tasks, page = overview(run)["tasks"], page_of(run)
     assert (tasks["task_count"], tasks["attempt_count"], tasks["compute_s"]) == (0, 1, pytest.approx(1.0))
     assert "0 tasks: 0 done; 1 attempt took 1.00 s of computing" in page
+
+
+def test_a_long_text_of_an_error_is_cut_and_the_page_says_where_it_is_whole(tmp_path):
+    by_scheduler, by_worker = failed("bad-1", 1, 1.0, 1.2, "erred")
+    long = [
+        each._replace(exception_text=f"ValueError('{'E' * 9000}')") if isinstance(each, schema.TaskError) else each
+        for each in by_scheduler
+    ]
+    with written(tmp_path, task("bad-1"), (long, by_worker)) as run:
+        page = page_of(run)
+    shown = "".join(page).count("E")
+    assert 200 < shown < 330
+    assert "texts of errors are cut; `recup story KEY` has them whole" in page
