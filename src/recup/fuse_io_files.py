@@ -75,15 +75,17 @@ with seen as (
     where module = 'POSIX' and contains(counters, 'POSIX_RENAMED_FROM')
 ), new_names as (
     -- When it was renamed is not told, and a name may be given to a new file later.  So the new name is sure where the
-    -- file was opened once, and before it was renamed: nothing else is known of the name, or it is made up of random
-    -- digits, to be used once.
+    -- file was opened once, and before it was renamed: nothing else is known of the name, or it is one of random digits
+    -- for a file that is not finished, to be used once (a `stat` of the open file looks like one of the name).
     select r.log, r.file_id, any_value(s.path) as path
     from renamed r
     join seen s on s.log = r.log and s.file_id = r.new_id
     join seen old on old.log = r.log and old.file_id = r.file_id
     join records f on f.log = r.log and f.file_id = r.file_id
     where r.raw_id <> 0 and f.is_opened_and_renamed_once
-        and (f.is_begun_by_opening or regexp_matches(old.path, '[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'))
+        and (f.is_begun_by_opening or regexp_matches(
+            old.path, '([0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})[.](partial|part|tmp|temp)$'
+        ))
     group by r.log, r.file_id
     having count(distinct r.new_id) = 1
 ), own_places as (

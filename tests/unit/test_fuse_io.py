@@ -362,7 +362,7 @@ def renamed(part, last, counters):
     [
         ("/data/c.tmp", RENAMED),
         ("/data/c.0123456789abcdef0123456789abcdef.partial", RENAMED | {"POSIX_STATS": 1}),
-        ("/data/c-01234567-89ab-cdef-0123-456789abcdef", RENAMED | {"POSIX_STATS": 2}),
+        ("/data/c-01234567-89ab-cdef-0123-456789abcdef.tmp", RENAMED | {"POSIX_STATS": 2}),
     ],
     ids=["opened first of all", "random name", "uuid"],
 )
@@ -372,6 +372,7 @@ def test_a_file_that_was_opened_once_and_then_renamed_goes_by_its_new_name(tmp_p
     assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [("/data/c", part, "x")]
 
 
+@pytest.mark.parametrize("place", ["/data", "/data/0123456789abcdef0123456789abcdef"])
 @pytest.mark.parametrize(
     "counters",
     [
@@ -383,11 +384,11 @@ def test_a_file_that_was_opened_once_and_then_renamed_goes_by_its_new_name(tmp_p
     ids=["opened again", "renamed again", "looked at before", "itself a new name"],
 )
 def test_a_file_that_may_have_been_opened_after_the_old_one_was_renamed_goes_by_the_name_it_was_opened_by(
-    tmp_path, counters
+    tmp_path, counters, place
 ):
     query = f"select path, written_as, key from task_io where path <> '{BEACON}'"
-    log = renamed("/data/log", "/data/log.1", counters)
-    assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [("/data/log", None, "x")]
+    log = renamed(f"{place}/log", f"{place}/log.1", counters)
+    assert asked(tmp_path / "run", query, worker=[ran("x", 1, 2)], log=log) == [(f"{place}/log", None, "x")]
 
 
 STREAMS = "select path, key, attribution, written_bytes from task_io_streams order by path"
