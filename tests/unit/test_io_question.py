@@ -265,11 +265,22 @@ def test_the_record_says_what_darshan_did_not_trace(tmp_path):
     assert record["is_complete"] is False
     assert record["statement"] == (
         "Darshan traced 1 reads and writes in 1 logs; 4 of 5 operations are not traced; 1 logs are partial or damaged; "
-        "1 have no beacon, so that times are known to 12.5 ms only."
+        "1 logs have no beacon, so that times are known to 12.5 ms only."
     )
     assert [(each["attribution"], each["count"], each["bytes_share"]) for each in record["classes"]] == [
         ("thread", 1, 1.0)
     ]
+
+
+def test_the_record_says_that_tasks_did_not_end(tmp_path):
+    begun = schema.WorkerTransition(at(3), "x2", 0, "ready", "executing", None, "s")
+    with open_run(made(tmp_path, worker=[ran("x1", 1, 2), begun], log=[segment(1.5)])) as run:
+        record = io_record(run)
+    assert (record["is_complete"], record["statement"]) == (
+        False,
+        "Darshan traced 2 reads and writes in 1 logs; 1 tasks have no recorded end, so that what they did is of none "
+        "for sure.",
+    )
 
 
 def test_the_record_says_what_a_task_may_have_done_after_the_log_was_written(tmp_path):

@@ -304,7 +304,8 @@ with workers as (
     join seen_of_workers s using (worker_id)
 )
 select *
-from workers, logs, clocks_of_logs, (select unseen_bytes, is_much_unseen from beside), gaps
+from workers, logs, clocks_of_logs, (select unseen_bytes, is_much_unseen from beside), gaps,
+    (select count(*) as endless_count from io_attempts where is_open)
 """
 """One row: how much of the I/O of a run its Darshan logs hold.
 
@@ -425,9 +426,13 @@ def _lacks(numbers: Document) -> list[str]:
         f"{numbers['partial_count']} logs are partial or damaged": numbers["partial_count"] > 0,
         f"{numbers['killed_count']} are of killed processes, counters only": numbers["killed_count"] > 0,
         f"of {numbers['gap_count']} workers: {numbers['gap']}": numbers["gap_count"] > 0,
-        f"{numbers['no_beacon_count']} have no beacon, so that times are known to "
+        f"{numbers['endless_count']} tasks have no recorded end, so that what they did is of none for sure": numbers[
+            "endless_count"
+        ]
+        > 0,
+        f"{numbers['no_beacon_count']} logs have no beacon, so that times are known to "
         f"{1e3 * (numbers['clock_error_s'] or 0):.3g} ms only": numbers["no_beacon_count"] > 0,
-        f"{numbers['no_thread_count']} name no threads, so that few segments have one possible task": numbers[
+        f"{numbers['no_thread_count']} logs name no threads, so that few segments have one possible task": numbers[
             "no_thread_count"
         ]
         > 0,
