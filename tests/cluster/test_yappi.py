@@ -306,6 +306,27 @@ def test_a_task_that_begins_to_use_yappi_leaves_what_tasks_before_it_did(tmp_pat
     assert losses(directory) == [("not_captured", "function_calls", "the program began to use Yappi itself")]
 
 
+def test_clients_of_tasks_that_end_while_others_run_change_no_count(tmp_path):
+    body = """
+    import json
+    with local(n_workers=1, threads_per_worker=3) as cluster, Client(cluster) as client:
+        answers = []
+        for n in range(0, 12, 3):
+            client.gather(client.map(leaves, range(n, n + 4), pure=False))
+            answers += client.gather(client.map(asks, range(n, n + 3)))
+        open(sys.argv[1], "w").write(json.dumps(answers))
+    """
+    run, answer = record(tmp_path, body, ("cpu", (), ("worker", "client")))
+    assert answer == list(range(1, 13))
+    assert calls(run, kind="task") == {
+        ("asks", "asks"): 12,
+        ("known", "known"): 12,
+        ("leaves", "known"): 16,
+        ("leaves", "leaves"): 16,
+    }
+    assert_complete(run)
+
+
 # Of the clocks the command line only passes the name on; what is counted by CPU time is shown above.
 @pytest.mark.parametrize("clock", ["wall", pytest.param("cpu", marks=pytest.mark.slow)])
 def test_the_example_tells_where_its_time_went_by_either_clock(tmp_path, clock):

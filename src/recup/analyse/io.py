@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from recup.analyse.rows import Document, rows_of
 from recup.errors import BadQuery
 from recup.fuse_io_totals import SMALL_BYTES
-from recup.terminal import bytes_text
+from recup.terminal import bytes_text, plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -411,7 +411,7 @@ def _why_no_log(run: Run) -> str:
         return ""
     reasons = run.sql(WHY_NO_LOG_SQL).fetchall()
     said = reasons[0][0] if reasons else "no worker left a log"
-    more = f" (and {len(reasons) - 1} more of the kind)" if len(reasons) > 1 else ""
+    more = f" (and {plural(len(reasons) - 1, 'more reason')})" if len(reasons) > 1 else ""
     return f"Darshan was asked for: {said}{more}."
 
 

@@ -144,7 +144,7 @@ def judge_library(told: str | None, directory: Path) -> tuple[Request, Trial | N
     if trial.reason or trial.log is None:
         said = f": {trial.output}" if trial.output else ""
         reason = trial.reason or f"a tiny process under {found.path} left no log in the directory it was told{said}"
-        return Request(None, f"{reason}. {HOW_TO_GET_IT}"), trial, found.looked
+        return Request(None, f"{reason.rstrip('.')}. {HOW_TO_GET_IT}"), trial, found.looked
     request = Request(str(found.path), "", library_version(found.path), variables, is_dated)
     return request, trial, found.looked
 

@@ -156,9 +156,16 @@ def attach(
 def attach_calling_thread() -> None:
     """Profile the calling thread too, where clients are profiled; for the main thread of a program."""
     settings = configured()
-    if settings is not None and "client" in settings.on:
+    # A task that makes the first client of its process calls this too: its thread is the task's, and not for good.
+    if settings is not None and "client" in settings.on and not _runs_a_task():
         with contextlib.suppress(ImportError, _InUse):
             _profiler_for(settings).hook_for_good()
+
+
+def _runs_a_task() -> bool:
+    from distributed.worker import thread_state
+
+    return getattr(thread_state, "execution_state", None) is not None
 
 
 # ---------------------------------------------------------------- around a task
@@ -453,6 +460,19 @@ class _Profiler:
                 if context is not None:
                     self._readings[context] = self._entries({"ctx_id": context}), True
 
+    def _entries_at_rest(self) -> list[Entry]:
+        """Return the entries of event loops and of threads that run no task: other servers' tasks may be running."""
+        found: list[Any] = []
+        # Contexts first: each is of a thread that is known by now, or has ended.
+        self._c.enum_context_stats(found.append)
+        contexts = {context for _, context, *_ in found}
+        with contextlib.ExitStack() as held:
+            for own in self._threads[:]:
+                held.enter_context(own.lock)
+                if own.is_busy:
+                    contexts.discard(own.context or self._context_of(own.ident))
+            return [entry for context in sorted(contexts) for entry in self._entries({"ctx_id": context})]
+
     def _read_busy(self) -> None:
         """Take what threads did whose tasks still run, which changes it: for the last time."""
         now = time.monotonic()
@@ -530,7 +550,7 @@ class _Profiler:
         """Write what a server's profile holds as the files other tools read."""
         directory = server.run_directory / "foreign" / "yappi"
         try:
-            every = self._entries({})
+            every = self._entries_at_rest()
             own, called = called_functions(every)
             entries = [
                 entry
