@@ -6,16 +6,17 @@ import pytest
 
 
 def pytest_configure(config):
-    """Have this process and programs that tests start find compiled modules, as they do on a machine of users.
+    """Have pages as wide as they are without a terminal, and compiled modules found as on a machine of users.
 
     Where the environment forbids Python to write them, each of the hundreds of interpreters would
     compile all of Dask anew, which is three quarters of the time it takes to start.  They are kept
     in pytest's cache for the next session, nothing is written beside the source.
     """
-    if not os.environ.get("PYTHONDONTWRITEBYTECODE") or os.environ.get("PYTHONPYCACHEPREFIX"):
-        return
     patched = pytest.MonkeyPatch()
     config.add_cleanup(patched.undo)
+    patched.delenv("COLUMNS", raising=False)
+    if not os.environ.get("PYTHONDONTWRITEBYTECODE") or os.environ.get("PYTHONPYCACHEPREFIX"):
+        return
     cache = getattr(config, "cache", None)
     if cache is None:
         directory = tempfile.TemporaryDirectory(prefix="recup-compiled-")

@@ -114,7 +114,9 @@ def made(tmp_path, scheduler=(), workers=None, client=(), *, way="run", ended=10
 
 def _write(path, role, server_id, rows, ended, closed):  # noqa: PLR0917
     file = write(path, role, server_id, rows).directory / "status.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "time_ns": at(ended), "closed": closed}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "time_ns": at(ended), "closed": closed, "start_ticks": 0})
+    )
 
 
 def nothing(tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from recup import schema
 from recup.cli import main
 from recup.errors import RecupError
-from recup.rundir import create_run, update_manifest
+from recup.rundir import create_run, find_runs, update_manifest
 from recup.serve import root as serve_root
 from recup.serve.lanes import Lanes, Slots
 from recup.serve.live import LiveRun
@@ -187,7 +187,7 @@ def test_pages_hold_nothing_of_a_run_and_no_address_elsewhere(served):
         assert "eval(" not in text
 
 
-def test_the_list_shows_every_run_damaged_ones_with_their_problem(served):
+def test_the_list_shows_every_run_damaged_ones_with_their_problem(served, places):
     listing = served.until("/api/runs", lambda listing: listing["is_complete"])
     shown = {run["name"]: (run["state"], run["problem"] is not None) for run in listing["runs"]}
     assert shown == {
@@ -197,7 +197,7 @@ def test_the_list_shows_every_run_damaged_ones_with_their_problem(served):
         "linked": ("unreadable", True),
         "leads-out": ("unreadable", True),
     }
-    assert [run["name"] for run in listing["runs"]] == sorted(shown, reverse=True)
+    assert [run["name"] for run in listing["runs"]] == [run.name for run in reversed(find_runs(places))]
     good = next(run for run in listing["runs"] if run["name"] == "good")
     assert (good["task_count"], good["worker_count"], good["command"][1]) == (2, 2, HOSTILE)
     assert "path" not in good
@@ -540,7 +540,7 @@ def test_values_over_time_losses_and_workers_that_go_are_told(tmp_path):
 def test_a_run_without_a_sign_of_life_says_since_when(tmp_path):
     path = write_run(tmp_path, ended=False)
     for status in path.glob("spool/*/status.json"):
-        content = json.loads(status.read_text()) | {"closed": False, "time_ns": at(4)}
+        content = json.loads(status.read_text()) | {"closed": False, "time_ns": at(4), "start_ticks": 0}
         status.write_text(json.dumps(content))
     document = LiveRun(path).document()
     assert (document["state"], document["last_sign_ns"], document["now_s"]) == ("unknown", at(4), 4.0)
