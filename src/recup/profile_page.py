@@ -26,7 +26,10 @@ def profile_page(page: Page, document: Mapping[str, Any], shown: int) -> None:
     """Print functions, a table per clock and prefix in the order of the first function of each."""
     page.title(f"functions of run {document['run_id']}")
     page.blank()
-    page.statements(("loss", f"{each['server_id']}: {each['detail']}") for each in document["losses"])
+    page.statements(
+        ("loss", f"{each['server_id']}: {each['detail']}" + (f": {each['row_count']}" if each["row_count"] else ""))
+        for each in document["losses"]
+    )
     rows: Sequence[Row] = document["functions"]
     if not rows:
         recorded = ", ".join(f"{each['kind']} ({count_text(each['function_count'])})" for each in document["recorded"])

@@ -58,7 +58,7 @@ order by kind, prefix, clock
 """One row per clock, kind and task prefix that was profiled."""
 
 LOSSES_SQL = """
-select server_id, kind, detail
+select server_id, kind, detail, row_count
 from raw.losses
 where "table" = 'function_calls'
 order by all
