@@ -15,7 +15,7 @@ demo: $(UV)  ## set up from nothing, record the image-processing example, show i
 	$(UV) run --quiet --no-default-groups --extra examples recup run examples/image_processing/image_processing.py
 
 test: $(UV)  ## set up from nothing and run the default test suite
-	$(UV) run --quiet pytest
+	$(UV) run --quiet pytest -n 2 --dist loadfile
 
 setup: $(UV)  ## make the development environment in .venv
 	$(UV) sync

@@ -280,10 +280,11 @@ def _peak_text(peak_bytes: int | None) -> str:
 def _errors(page: Page, errors: Sequence[Row]) -> None:
     if not errors:
         return
-    done = errors[0]["done_count"]
+    count, done = errors[0]["error_count"], errors[0]["done_count"]
     page.heading(
-        f"{plural(errors[0]['error_count'], 'task')} failed"
-        + (f", {count_text(done)} of them gave a result on another attempt" if done else "")
+        f"{plural(count, 'task')} had a failed attempt, {count_text(done)} of them done by a later one"
+        if done
+        else f"{plural(count, 'task')} failed"
     )
     page.table(
         ("key", ">times", "worker", "error"),

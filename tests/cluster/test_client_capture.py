@@ -1,11 +1,13 @@
 """What is recorded at the client, read back from the spool of real clients of real clusters."""
 
 import asyncio
+import functools
 import gc
 import json
 import operator
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask
@@ -24,6 +26,17 @@ from recup.spool import Spool
 
 IS_OLD = not hasattr(dask.base, "collections_to_expr")
 """Before 2025.4 collections reach the client's graph function optimized."""
+
+
+def alone(test):
+    """Run a test in a thread of its own: no frame of what runs the tests is on its stack."""
+
+    @functools.wraps(test)
+    def run(**arguments):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(test, **arguments).result()
+
+    return run
 
 
 class Recording:
@@ -261,6 +274,7 @@ def test_long_annotations_are_cut(recording):
     assert json.loads(recording.only_submission()["annotations"])["cut"] is True
 
 
+@alone
 def test_user_frames_come_outermost_first_with_the_source_of_their_function(recording):
     def inner():
         return recording.client.submit(increment, 1).result()
@@ -284,6 +298,7 @@ def test_user_frames_come_outermost_first_with_the_source_of_their_function(reco
     assert (source["kind"], source["first_line"]) == ("frame", outer.__code__.co_firstlineno)
 
 
+@alone
 def test_a_source_is_written_once_however_often_it_submits(recording):
     for number in range(20):
         recording.client.submit(increment, number)
@@ -291,6 +306,7 @@ def test_a_source_is_written_once_however_often_it_submits(recording):
     assert len(recording["sources"]) == 1
 
 
+@alone
 def test_source_can_be_switched_off(client, tmp_path):
     with dask.config.set({"recup.source": False}):
         recording = Recording(client, tmp_path)
@@ -326,6 +342,7 @@ def test_a_notebook_cell_is_kept_whole_and_its_secrets_are_not(recording, tmp_pa
     assert {row["source_digest"] for row in recording["submission_frames"][-2:]} == {sources[0]["source_digest"]}
 
 
+@alone
 def test_a_deep_stack_keeps_its_ends(recording):
     def descend(count):
         return recording.client.submit(increment, 1) if count == 0 else descend(count - 1)
@@ -348,6 +365,7 @@ def test_a_client_of_a_task_names_the_task(cluster, tmp_path):
     assert outer.only_submission()["submitting_key"] is None
 
 
+@alone
 def test_an_asynchronous_client_is_recorded(tmp_path):
     async def workload():
         async with (

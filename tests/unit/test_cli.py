@@ -112,7 +112,7 @@ def test_info_tells_what_ran_and_what_came_of_it(run):
         ("boom", 1, 1),
     ]
     assert (told["traffic"]["transfer_count"], told["traffic"]["transfer_bytes"]) == (1, 1000)
-    assert [(error["key"], error["attempt_count"], error["state"]) for error in told["errors"]] == [(NASTY, 2, "erred")]
+    assert [(error["key"], error["attempt_count"], error["is_done"]) for error in told["errors"]] == [(NASTY, 2, False)]
     assert "1 task failed" in recup("info", "last").stdout
 
 
@@ -126,24 +126,6 @@ def test_info_of_an_empty_run_is_a_page_too(root):
     result = recup("info", "last")
     assert result.exit_code == 0, result.output
     assert "What ran" in result.stdout
-
-
-def test_a_task_that_a_later_attempt_did_is_not_told_as_failed(root):
-    path = create_run(root, way="run", run_id="retried")
-    error = dict(run_id=0, worker=A, exception_text="ValueError('no')")
-    rows = [
-        row(schema.TaskError, time_ns=at(1), key="x", **error),
-        row(schema.TaskError, time_ns=at(1), key="y", **error),
-        row(schema.SchedulerTransition, time_ns=at(1), key="y", start="processing", finish="erred"),
-        row(schema.SchedulerTransition, time_ns=at(2), key="x", start="processing", finish="memory"),
-    ]
-    write(path, "scheduler", "Scheduler-1", rows)
-    page = recup("info", "last").stdout
-    assert "2 tasks had a failed attempt, 1 of them done by a later one" in page
-    assert [(each["key"], each["state"]) for each in document("info", "last")["errors"]] == [
-        ("x", "memory"),
-        ("y", "erred"),
-    ]
 
 
 def test_logs_that_were_read_in_are_no_servers(root):

@@ -81,7 +81,7 @@ def test_a_task_that_gave_its_result_on_another_attempt_is_not_among_the_failed_
     with written(tmp_path, *parts) as run:
         errors, page = overview(run)["errors"], page_of(run)
     assert [(error["key"], error["is_done"]) for error in errors] == [("bad-1", False), ("bad-2", True)]
-    assert "2 tasks failed, 1 of them gave a result on another attempt" in page
+    assert "2 tasks had a failed attempt, 1 of them done by a later one" in page
 
 
 def test_scattered_values_and_tasks_given_up_are_told_from_tasks_without_a_result(tmp_path):

@@ -209,7 +209,7 @@ left join keys using (key_id)
 order by is_done, first_ns, key
 limit 5
 """
-"""The first tasks of which an attempt failed, of how many, and how many of them gave a result on another attempt."""
+"""The first tasks of which an attempt failed, of how many, and how many of them were done by a later one."""
 
 LOGS_SQL = """
 select level, logger, message, count(*) as record_count
