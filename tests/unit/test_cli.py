@@ -14,7 +14,7 @@ from recup.analyse.listing import list_runs
 from recup.cli import main
 from recup.rundir import create_run, find_run, find_runs, update_manifest
 from tests.unit.spooled import write
-from tests.unit.written_runs import NASTY, A, at, row, write_run
+from tests.unit.written_runs import NASTY, A, row, write_run
 
 
 @pytest.fixture
