@@ -382,7 +382,8 @@ class Spool:
         self._forget()
         if isinstance(reason, (FileNotFoundError, FileExistsError)) or file.is_torn:
             for name, each in self._files.items():
-                if each.row_count and each.is_gone:
+                # Of a server that closed they may have been sealed and taken away: what is missing then is seen there.
+                if each.row_count and self.closed_at_s is None and each.is_gone:
                     detail = "files of the spool were removed while being written"
                     self.lose("write_failed", name, detail, each.row_count)
             self.begin_epoch()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -262,8 +263,6 @@ def test_a_full_disk_loses_rows_says_so_and_recovers(spool, monkeypatch):
 
 
 def test_files_removed_while_being_written_are_started_anew_elsewhere(spool):
-    import shutil
-
     spool.put(Steal(1, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
     spool.flush()
     shutil.rmtree(spool.run_directory)
@@ -545,3 +544,17 @@ def test_a_killed_process_leaves_all_that_is_older_than_a_second(tmp_path):
 def test_the_schema_refuses_a_row_that_is_not_its_own():
     with pytest.raises(TypeError):
         Loss(1, "dropped")
+
+
+def test_rows_of_a_closed_server_that_were_sealed_and_taken_away_are_not_lost(spool, monkeypatch):
+    monkeypatch.setattr("recup.spool._LINGER_S", -1.0)
+    spool.put(Log(1, "INFO", "early", "text", None))
+    spool.close()
+    spool.flush()
+    shutil.rmtree(spool.directory)
+    for number in (2, 3):
+        spool.put(Log(number, "INFO", "late", "task thread", None))
+        spool.flush()
+    assert spool.directory.name == "scheduler-Scheduler-1.1"
+    assert [row["time_ns"] for row in rows(spool.directory, "logs")] == [3]
+    assert losses(spool.directory) == [("write_failed", "logs", 1)]
