@@ -231,11 +231,6 @@ with unnamed as (
 ), numbered as (
     select *, sum(is_first::integer) over (order by process, out_from_ns, attempt rows unbounded preceding) as spell
     from in_order
-), counters as (
-    -- Calls of one method of an actor are told apart by when they began.
-    select
-        server_id, key_id, run_id, time_ns, read_call_count, read_chars_bytes, write_call_count, written_chars_bytes
-    from raw.thread_counters
 ), spells as (
     select
         n.spell,
@@ -248,7 +243,8 @@ with unnamed as (
         case when count(*) = count(c.write_call_count) then sum(c.write_call_count) end as write_count,
         case when count(*) = count(c.written_chars_bytes) then sum(c.written_chars_bytes) end as written_bytes
     from numbered n
-    left join counters c
+    -- Calls of one method of an actor are told apart by when they began.
+    left join raw.thread_counters c
         on c.server_id = n.worker_id and c.key_id = n.key_id and c.run_id is not distinct from n.run_id
         and c.time_ns = n.from_ns
     group by n.spell, n.process

@@ -163,7 +163,7 @@ def _profile_variables(clock: str, prefixes: tuple[str, ...], roles: tuple[str, 
     RecupError
         Yappi is not installed here, or a role is not known.
     """
-    from recup.capture.function_profile import ROLES, Settings, environment_of
+    from recup.capture.profile_request import ROLES, Settings, environment_of
 
     if importlib.util.find_spec("yappi") is None:
         raise MissingExtra("--yappi needs Yappi: pip install 'recup[yappi]', here and where workers run.")

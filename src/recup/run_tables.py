@@ -12,6 +12,7 @@ seal, are thereby taken up where it ended.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
 import json
 import os
@@ -357,7 +358,7 @@ class Tables:
 
     def spool_rows(self) -> pa.Table:
         """Return one row per spool directory, those that a seal took away included."""
-        earlier = self._earlier_spools()
+        earlier = self._earlier_spools
         rows = [self._spool_row(spool, earlier.pop(spool.name, {})) for spool in self.spools]
         return pa.Table.from_pylist([*earlier.values(), *rows], schema=SPOOL_SCHEMA)
 
@@ -408,6 +409,7 @@ class Tables:
             "file_extents": json.dumps({name: self._extent(file) for name, file in spool.files.items()}),
         }
 
+    @functools.cached_property
     def _earlier_spools(self) -> dict[str, dict[str, Any]]:
         path = self._earlier("spools")
         return {row["directory"]: row for row in read_parquet(path).to_pylist()} if path.is_file() else {}
@@ -416,7 +418,7 @@ class Tables:
         """Return sealed tables that have rows and whose file is not there, or no Parquet file, with what is wrong."""
         found = {}
         rows = Counter[str]()
-        for spool in self._earlier_spools().values():
+        for spool in self._earlier_spools.values():
             rows.update(json.loads(spool["file_rows"]))
         for name in sorted(name for name, count in rows.items() if count):
             try:
@@ -435,7 +437,7 @@ class Tables:
         """Whether the sealed tables hold all there is in the spool, told by the sizes and ends of files."""
         if not self._earlier("spools").is_file():
             return False
-        known = {name: json.loads(row["file_extents"]) for name, row in self._earlier_spools().items()}
+        known = {name: json.loads(row["file_extents"]) for name, row in self._earlier_spools.items()}
         # A closed server whose spool was taken away may still write its status: that alone is no row.
         return all(
             spool.name in known

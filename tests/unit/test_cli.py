@@ -13,6 +13,7 @@ from recup import schema
 from recup.analyse.listing import list_runs
 from recup.cli import main
 from recup.rundir import create_run, find_run, find_runs, update_manifest
+from recup.store import seal
 from tests.unit.spooled import write
 from tests.unit.written_runs import NASTY, A, row, write_run
 
@@ -262,6 +263,26 @@ def test_a_file_that_cannot_be_written_is_told(run, tmp_path):
 
 
 # ---------------------------------------------------------------- which run; seal
+
+
+def columns_of(path):
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    return [group.column(number) for number in range(group.num_columns)]
+
+
+def test_damage_inside_a_sealed_table_is_one_line_and_exit_code_1(run):
+    seal(run)
+    path = run / "tables" / "results.parquet"
+    column = next(each for each in columns_of(path) if each.compression == "ZSTD")
+    with open(path, "r+b") as file:
+        file.seek(column.data_page_offset + column.total_compressed_size - 12)
+        file.write(bytes(12))
+    for verb in (("info",), ("sql", "last", "from results")):
+        result = recup(*verb)
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "tables/results.parquet" in line
+        assert "recup-" not in line
 
 
 @pytest.mark.parametrize("verb", ["info", "map", "check", "seal"])

@@ -258,10 +258,14 @@ def test_another_row_than_those_offered_is_refused(tmp_path):
 # ---------------------------------------------------------------- what is said of the record
 
 
+def record_of(path):
+    with open_run(path) as run:
+        return io_record(run)
+
+
 def test_the_record_says_what_darshan_did_not_trace(tmp_path):
     path = made(tmp_path, worker=[ran("x1", 1, 2)], log=[segment(1.5)], operations=5, has_beacon=False)
-    with open_run(path) as run:
-        record = io_record(run)
+    record = record_of(path)
     assert record["is_complete"] is False
     assert record["statement"] == (
         "Darshan traced 1 reads and writes in 1 logs; 4 of 5 operations are not traced; 1 logs are partial or damaged; "
@@ -274,8 +278,7 @@ def test_the_record_says_what_darshan_did_not_trace(tmp_path):
 
 def test_the_record_says_that_tasks_did_not_end(tmp_path):
     begun = schema.WorkerTransition(at(3), "x2", 0, "ready", "executing", None, "s")
-    with open_run(made(tmp_path, worker=[ran("x1", 1, 2), begun], log=[segment(1.5)])) as run:
-        record = io_record(run)
+    record = record_of(made(tmp_path, worker=[ran("x1", 1, 2), begun], log=[segment(1.5)]))
     assert (record["is_complete"], record["statement"]) == (
         False,
         "Darshan traced 2 reads and writes in 1 logs; 1 tasks have no recorded end, so that what they did is of none "
@@ -285,8 +288,7 @@ def test_the_record_says_that_tasks_did_not_end(tmp_path):
 
 def test_the_record_says_what_a_task_may_have_done_after_the_log_was_written(tmp_path):
     lost = schema.Loss(at(3), "gap", "io_segments", None, "Darshan's log was written while 1 tasks still ran")
-    with open_run(made(tmp_path, worker=[ran("x1", 1, 2), lost], log=[segment(1.5)])) as run:
-        record = io_record(run)
+    record = record_of(made(tmp_path, worker=[ran("x1", 1, 2), lost], log=[segment(1.5)]))
     assert record["is_complete"] is False
     assert record["statement"] == (
         "Darshan traced 2 reads and writes in 1 logs; of 1 workers: Darshan's log was written while 1 tasks still ran."
@@ -297,8 +299,7 @@ def test_the_record_says_where_tasks_moved_more_than_darshan_counted(tmp_path):
     moved = [ran("x1", 1, 2), ran("x2", 2, 3)._replace(read_chars_bytes=3 * 2**20)]
     stream = stream_of("/data/x.npy")
     path = made(tmp_path, worker=moved, log=[segment(1.5, nbytes=2**20), stream])
-    with open_run(path) as run:
-        record = io_record(run)
+    record = record_of(path)
     assert record["is_complete"] is False
     assert record["statement"] == (
         "Darshan traced 2 reads and writes in 1 logs; threads of tasks moved 2.0 MiB more than Darshan counted, by "

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from recup import open_run, schema
 from recup.analyse.profile import function_profile, functions_of_key
 from recup.capture import function_profile as capture
+from recup.capture import profile_request
 from recup.cli import main
 from recup.errors import BadQuery
 from recup.sealing import seal
@@ -144,24 +145,24 @@ def test_a_prefix_without_a_clock_is_wrong_usage():
 
 
 def test_settings_travel_by_the_environment(monkeypatch):
-    settings = capture.Settings("wall", ("a,b", "c*"), ("worker", "client"))
-    for name, value in capture.environment_of(settings).items():
+    settings = profile_request.Settings("wall", ("a,b", "c*"), ("worker", "client"))
+    for name, value in profile_request.environment_of(settings).items():
         monkeypatch.setenv(name, value)
     with dask.config.set(dask.config.collect(paths=[])):
-        assert capture.configured() == settings
+        assert profile_request.configured() == settings
 
 
 def test_nothing_is_profiled_unless_asked_for():
-    assert capture.configured() is None
+    assert profile_request.configured() is None
     with dask.config.set({"recup.yappi.clock": "sundial"}):
-        assert capture.configured() is None
+        assert profile_request.configured() is None
 
 
 def test_a_server_without_yappi_counts_it_as_a_loss_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "_yappi", None)
     spool = write(tmp_path, "worker", "Worker-1", [])
-    assert capture.attach(spool, "worker", None, capture.Settings("cpu"), tmp_path) is None
-    assert capture.attach(spool, "scheduler", None, capture.Settings("cpu"), tmp_path) is None
+    assert capture.attach(spool, "worker", None, profile_request.Settings("cpu"), tmp_path) is None
+    assert capture.attach(spool, "scheduler", None, profile_request.Settings("cpu"), tmp_path) is None
     kind, table, detail, _ = next(iter(spool._lost))
     assert (kind, table) == ("not_captured", "function_calls")
     assert detail.endswith("pip install 'recup[yappi]' where this server runs")

@@ -201,7 +201,7 @@ pieces as (
     from raw.thread_counters c
     join servers s on s.server_id = c.server_id
     left join (select key_id, any_value(prefix) as prefix from raw.tasks group by key_id) p on p.key_id = c.key_id
-    left join keys on keys.key_id = c.key_id
+    left join keys on c.run_id is null and keys.key_id = c.key_id
     group by c.key_id, c.run_id, s.address
     union all by name
     from rest_pieces

@@ -4,13 +4,7 @@ Covers the threads of tasks, from just before a task's own code until just after
 where no prefix is asked for, the event loop of the servers asked for.  Yappi's hook is in a
 thread only while something is wanted from it: other threads pay nothing.  It does not cover
 threads that tasks start, processes they start, nor single attempts: rows are sums over the
-tasks of a prefix.
-
-Configuration, each also an environment variable ``DASK_RECUP__YAPPI__...``:
-
-* ``recup.yappi.clock``: ``wall`` or ``cpu``; nothing is profiled without it;
-* ``recup.yappi.prefix``: task prefixes, or patterns of them; default all tasks and the event loop;
-* ``recup.yappi.on``: roles of servers, of ``worker``, ``scheduler`` and ``client``; default ``worker``.
+tasks of a prefix.  What is asked for, and how, is in `recup.capture.profile_request`.
 
 Three things about Yappi shape this module:
 
@@ -30,11 +24,9 @@ loses that, and the tasks it was running.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import itertools
-import json
 import os
 import re
 import sys
@@ -45,8 +37,6 @@ from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-
-import dask
 
 from recup.capture import threads
 from recup.capture.function_entries import (
@@ -67,6 +57,7 @@ from recup.capture.function_entries import (
     name_of,
     statistics_of,
 )
+from recup.capture.profile_request import Settings, configured
 from recup.schema import FunctionCall
 from recup.spool import Spool
 
@@ -75,8 +66,6 @@ try:
 except ImportError:  # built without a C compiler, or left over from an older recup
     compiled = None  # type: ignore[assignment]
 
-CLOCKS = ("wall", "cpu")
-ROLES = ("worker", "scheduler", "client")
 _READ_INTERVAL_S = 0.5
 _EACH_THREAD = sys.version_info < (3, 12)
 """Whether Yappi hooks the calling thread alone; from 3.12 on it hooks all threads at once."""
@@ -84,52 +73,6 @@ _ENTRY_POINTS = (
     "start", "clear_stats", "get_func_stats", "get_thread_stats", "set_clock_type", "set_tag_callback",
     "set_context_backend", "set_context_id_callback",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """What is to be profiled."""
-
-    clock: str
-    prefixes: tuple[str, ...] = ()
-    on: tuple[str, ...] = ("worker",)
-
-
-def configured() -> Settings | None:
-    """Return what Dask's configuration asks for, or None where it asks for no profile.
-
-    What it says wrongly is taken as not said; `recup run` checks what it is given.
-    """
-    clock = dask.config.get("recup.yappi.clock", None)
-    if clock not in CLOCKS:
-        return None
-    prefixes = _listed(dask.config.get("recup.yappi.prefix", None))
-    roles = tuple(role for role in _listed(dask.config.get("recup.yappi.on", None)) if role in ROLES)
-    return Settings(clock, prefixes, roles or ("worker",))
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    """Return the variables by which other processes are told these settings."""
-    values = {"CLOCK": settings.clock, "PREFIX": repr(list(settings.prefixes)), "ON": repr(list(settings.on))}
-    return {f"DASK_RECUP__YAPPI__{name}": value for name, value in values.items()}
-
-
-def note_request(run_directory: Path, settings: Settings | None, spool: Spool) -> None:
-    """Leave in the run what was asked for, so that a run without functions can say why."""
-    if settings is None:
-        return
-    try:
-        (run_directory / "foreign" / "yappi").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(settings))
-        (run_directory / "foreign" / "yappi" / "request.json").write_text(text + "\n")
-    except OSError as reason:
-        spool.lose("not_captured", None, f"that Yappi was asked for could not be noted: {reason}")
-
-
-def _listed(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else tuple(filter(None, str(value).split(",")))
 
 
 def attach(

@@ -21,7 +21,7 @@ def load(kind, run_directory, scheduler_id, yappi=None):
             from recup.capture.nanny import RecupNanny as Plugin
         plugin = Plugin(run_directory, scheduler_id)
         if yappi is not None:
-            from recup.capture.function_profile import Settings
+            from recup.capture.profile_request import Settings
 
             plugin.yappi = Settings(*yappi)
         return plugin
@@ -46,7 +46,7 @@ class _Packed:
 def packed_plugin(kind: str, run_directory: str, scheduler_id: str, yappi: tuple[Any, ...] | None = None) -> bytes:
     """Return the pickled ``worker`` or ``nanny`` plugin, loadable where recup is not installed.
 
-    `yappi` holds the fields of `function_profile.Settings` for a worker that is to be profiled.
+    `yappi` holds the fields of `profile_request.Settings` for a worker that is to be profiled.
     """
     # A module name that cannot be imported makes cloudpickle send the function itself.
     namespace: dict[str, Any] = {"__name__": "_recup_loader"}

@@ -21,7 +21,7 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from recup.capture import darshan, function_profile, host, logs, session
+from recup.capture import darshan, function_profile, host, logs, profile_request, session
 from recup.capture.graphs import keys_digest
 from recup.capture.plugins import packed_plugin
 from recup.capture.redaction import redacted_json
@@ -56,7 +56,7 @@ class RecupScheduler(SchedulerPlugin):
     def __init__(self, run_directory: str | None = None, way: str = "register_plugin"):
         self.run_directory = run_directory
         self.way = way
-        self.yappi = function_profile.configured()  # where it is made: a client may ask a scheduler elsewhere
+        self.yappi = profile_request.configured()  # where it is made: a client may ask a scheduler elsewhere
 
     # ------------------------------------------------------------ life
 
@@ -89,7 +89,7 @@ class RecupScheduler(SchedulerPlugin):
                 self._spool.lose("not_captured", None, f"the {kind} plugin could not be registered: {reason!r}")
 
     def _begin(self, scheduler: Any) -> None:
-        self.yappi = self.yappi or function_profile.configured()
+        self.yappi = self.yappi or profile_request.configured()
         directory = Path(self.run_directory) if self.run_directory else session.run_for_new_scheduler(self.way)
         self._run_directory = directory
         self._scheduler = scheduler
@@ -111,7 +111,7 @@ class RecupScheduler(SchedulerPlugin):
             details=_scheduler_details(scheduler),
         )
         self._describe_present(scheduler)
-        function_profile.note_request(directory, self.yappi, spool)
+        profile_request.note_request(directory, self.yappi, spool)
         self._stop_profile = function_profile.attach(spool, "scheduler", scheduler, self.yappi, directory)
         self._sampler = Sampler(spool, self._sample)
         self._sampler.start()

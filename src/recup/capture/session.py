@@ -236,7 +236,7 @@ async def unplug(client: Any) -> None:
 def capture_client(client: Any, run_directory: Path) -> Any:
     """Begin recording a client's submissions; returns its ClientCapture, or None."""
     try:
-        from recup.capture import function_profile, host, logs
+        from recup.capture import function_profile, host, logs, profile_request
         from recup.capture.client import ClientCapture
 
         present = getattr(client, "_recup_capture", None)
@@ -248,7 +248,7 @@ def capture_client(client: Any, run_directory: Path) -> Any:
         client._recup_capture = capture
         logs.attach(spool)
         capture.stop_profile = function_profile.attach(
-            spool, "client", client, function_profile.configured(), run_directory
+            spool, "client", client, profile_request.configured(), run_directory
         )
         spool.describing = host.record_process_in_background(
             spool,

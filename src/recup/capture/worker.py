@@ -19,7 +19,7 @@ import dask
 from distributed import Scheduler
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from recup.capture import darshan, function_profile, host, logs, session
+from recup.capture import darshan, function_profile, host, logs, profile_request, session
 from recup.capture.sampling import Sampler, process_samples, worker_samples
 from recup.capture.threads import count_actor_methods, counting
 from recup.capture.transfers import DIRECTIONS, tap_transfers
@@ -43,7 +43,7 @@ class RecupWorker(WorkerPlugin):
 
     name = "recup"
     idempotent = True
-    yappi: function_profile.Settings | None = None
+    yappi: profile_request.Settings | None = None
     """What the scheduler's side wants profiled; by default what is configured here."""
 
     def __init__(self, run_directory: str, scheduler_id: str):
@@ -75,7 +75,7 @@ class RecupWorker(WorkerPlugin):
             _record_clients_of_tasks(self.run_directory),
             count_actor_methods(worker, counters),
             function_profile.attach(
-                spool, "worker", worker, self.yappi or function_profile.configured(), self.run_directory
+                spool, "worker", worker, self.yappi or profile_request.configured(), self.run_directory
             ),
         )
         self._undo = [each for each in undo if each is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,11 +76,10 @@ def _damaged_table(reason: Exception) -> RunDamaged | None:
     """Return what to say where DuckDB came upon damage inside a sealed table; None of any other error."""
     if not type(reason).__module__.endswith("duckdb"):
         return None
-    found = re.search(r"/sealed/(\w+)\.parquet\W*(.*)", str(reason))
-    if found is None:
-        return None
-    told = found[2].strip().rstrip(".")
-    return RunDamaged(f"tables/{found[1]}.parquet of the run is damaged ({told}): restore it from a copy of the run.")
+    from recup.store import one_line
+
+    told = one_line(reason).rstrip(".")
+    return RunDamaged(f"{told}. Restore that file from a copy of the run.") if "tables/" in told else None
 
 
 def json_option(function: Function) -> Function:
