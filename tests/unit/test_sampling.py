@@ -45,7 +45,8 @@ def use_cpu(seconds):
         pass
 
 
-def test_the_state_is_sampled_at_every_tick_and_no_lag_is_told_where_no_timer_was_due(spool):
+def test_the_state_is_sampled_at_every_tick_and_no_lag_is_told_where_no_timer_was_due(spool, monkeypatch):
+    monkeypatch.setattr(sampling, "_SHARE", 1.0)  # ticks here come fifty times as often: no machine is fast enough
     found = ticked(spool, lambda put: put("state", None, 1.0), lambda counts: counts["event_loop_lag_s"] >= 3)
     counts = Counter(each["metric"] for each in found)
     assert counts["state"] == counts["event_loop_lag_s"] + 2  # the first and the last are nobody's tick
