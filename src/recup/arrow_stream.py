@@ -35,7 +35,7 @@ _ZSTD, _METADATA_V5 = 1, 4
 _SCHEMA, _DICTIONARY_BATCH, _RECORD_BATCH = 1, 2, 3
 _INT, _FLOAT, _UTF8, _BOOL = 2, 3, 5, 6
 _ARROW_TYPE = {"int64": (_INT, 64), "key": (_INT, 32), "float64": (_FLOAT, 64), "text": (_UTF8, 0), "bool": (_BOOL, 0)}
-SMALLEST_COMPRESSED = 1024
+SMALLEST_COMPRESSED = 2048
 """Below this many bytes a zstd frame costs more time than it saves space."""
 _ZSTD_LEVEL = -1
 """A quarter less time than level 1 on batches of one flush, for as good a ratio; sealing compresses anew."""
@@ -294,6 +294,16 @@ def framed(
     return message.tobytes() + b"".join(body)
 
 
+def compressor() -> Compress:
+    """Return a function that makes a zstd frame of a buffer.
+
+    Its tables are a hundred kilobytes: with one for each stream they are never in the
+    processor's caches, and compressing takes half as long again.
+    """
+    made = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
+    return partial(made.compress, mode=made.FLUSH_FRAME)
+
+
 Frame = Callable[[BatchTemplate, int, list[int], Sequence[Buffer], Compress], bytes]
 
 
@@ -304,17 +314,24 @@ class ArrowStream:
     """Encoder of one table's stream: hands out bytes, keeps no file.
 
     `header()` comes first; then `batch()` per set of rows.  After a write that failed,
-    `forget()` makes the next batch repeat the dictionaries that may be missing.  `frame` is
-    `framed`, or what does the same in C.
+    `forget()` makes the next batch repeat the dictionaries that may be missing.  `compress`
+    is one of `compressor()`; streams of one thread best share it.  `frame` is `framed`, or
+    what does the same in C.
     """
 
-    def __init__(self, columns: Sequence[Column], metadata: dict[str, str], intern: Intern, frame: Frame = framed):
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        metadata: dict[str, str],
+        intern: Intern,
+        compress: Compress,
+        frame: Frame = framed,
+    ):
         self.columns = columns
         self._metadata = metadata
         self._intern = intern
         self._frame = frame
-        compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
-        self._compress: Compress = partial(compressor.compress, mode=compressor.FLUSH_FRAME)
+        self._compress = compress
         self._categories: dict[str, dict[Any, int]] = {c.name: {} for c in columns if c.kind == "category"}
         buffer_count = sum(3 if column.kind == "text" else 2 for column in columns)
         self._template = BatchTemplate(len(columns), buffer_count)

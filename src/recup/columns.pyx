@@ -13,21 +13,17 @@ converted as well as can be, and counted where something was lost.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
-from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_GET_ITEM
-from cpython.long cimport PyLong_CheckExact
-from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
 from cpython.ref cimport Py_XDECREF
 from cpython.sequence cimport PySequence_Fast_ITEMS
-from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memmove, memset
 
 from recup.arrow_stream import DICTIONARY_LIMIT, SMALLEST_COMPRESSED, as_text
 
 cdef extern from "Python.h":
-    int64_t PyLong_AsLongLongAndOverflow(object, int*) except? -1
     bint PyUnicode_IS_ASCII(object)
     void* PyUnicode_DATA(object)
     Py_ssize_t PyUnicode_GET_LENGTH(object)
@@ -284,26 +280,15 @@ cdef class Slots:
     def __len__(self):
         return self.count + self.taken_count - self.place
 
-    cdef int64_t* add(self) except NULL:
-        """Return a new row, to be filled with `keep`, `whole` and `real`, before anything else happens."""
-        cdef int64_t* row
-        if self.count == self.capacity:
-            self.slots = <int64_t*>grown(self.slots, &self.capacity, self.count + 256, self.width * 8)
-        row = self.slots + self.count * self.width
-        self.count += 1
-        return row
+    cdef int grow(self) except -1:
+        self.slots = <int64_t*>grown(self.slots, &self.capacity, self.count + 256, self.width * 8)
+        return 0
 
-    cdef int64_t whole(self, Py_ssize_t column, object value) except? -1:
-        """Return a whole number, or what stands for null in this column, as it is put in a row."""
-        cdef int overflow = 0
-        cdef int64_t number
-        if PyLong_CheckExact(value):
-            number = PyLong_AsLongLongAndOverflow(value, &overflow)
-            if not overflow:
-                return number
-        elif value is None:
+    cdef int64_t other_whole(self, Py_ssize_t column, object value) except? -1:
+        """Do what `whole` does for what is no int, or too large a one."""
+        if value is None:
             return self.null_values[column]
-        else:
+        if not PyLong_CheckExact(value):
             try:
                 return int(value)
             except Exception:
@@ -311,20 +296,17 @@ cdef class Slots:
         self.degraded_count += 1
         return self.null_values[column]
 
-    cdef int64_t real(self, object value) except? -1:
-        """Return a float, or null, as it is put in a row."""
+    cdef int64_t other_real(self, object value) except? -1:
+        """Do what `real` does for what is no float."""
         cdef double number
         cdef int64_t bits
         if value is None:
             return NO_FLOAT
-        if PyFloat_CheckExact(value):
-            number = PyFloat_AS_DOUBLE(value)
-        else:
-            try:
-                number = float(value)
-            except Exception:
-                self.degraded_count += 1
-                return NO_FLOAT
+        try:
+            number = float(value)
+        except Exception:
+            self.degraded_count += 1
+            return NO_FLOAT
         memcpy(&bits, &number, 8)
         return bits
 

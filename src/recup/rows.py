@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
-from recup.arrow_stream import ArrowStream, numbered
+from recup.arrow_stream import ArrowStream, compressor, numbered
 from recup.schema import Column, Table
 
 try:
@@ -141,10 +141,11 @@ class PythonForm:
         self._ids: dict[Any, int] = {None: -1}
         self._new: list[Any] = []
         self._next_id = 0
+        self._compress = compressor()
 
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
-        return ArrowStream(columns, metadata, self._intern)
+        return ArrowStream(columns, metadata, self._intern, self._compress)
 
     def batch(self, stream: ArrowStream, values: Any) -> tuple[bytes, int]:
         """Return the messages of rows, and how many values were not of their column's type."""
@@ -200,11 +201,12 @@ class CompiledForm:
 
     def __init__(self, show_key: Callable[[Any], str]):
         self._keys = compiled.KeyNumbers(show_key)
+        self._compress = compressor()
         self._encoders: WeakKeyDictionary[ArrowStream, compiled.Encoder] = WeakKeyDictionary()
 
     def stream(self, columns: Sequence[Column], metadata: dict[str, str]) -> ArrowStream:
         """Return the stream of one table's file."""
-        stream = ArrowStream(columns, metadata, _no_values, framed)
+        stream = ArrowStream(columns, metadata, _no_values, self._compress, framed)
         self._encoders[stream] = compiled.Encoder(letters(columns), [column.null_value for column in columns])
         return stream
 

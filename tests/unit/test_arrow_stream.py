@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recup.arrow_stream import END_OF_STREAM, ArrowStream, BatchTemplate, framed
+from recup.arrow_stream import END_OF_STREAM, ArrowStream, BatchTemplate, compressor, framed
 from recup.schema import TABLES, Column
 
 KINDS = ("int64", "float64", "text", "bool", "category")
@@ -56,7 +56,7 @@ def tables(draw):
 @given(tables())
 def test_batches_read_back_as_they_were_written(table):
     kinds, batches = table
-    stream = ArrowStream(columns_of(kinds), {"table": "t"}, intern)
+    stream = ArrowStream(columns_of(kinds), {"table": "t"}, intern, compressor())
     data = stream.header() + b"".join(stream.batch(batch) for batch in batches) + END_OF_STREAM
 
     found = read(data)
@@ -71,7 +71,7 @@ def test_batches_read_back_as_they_were_written(table):
 @given(tables(), st.data())
 def test_a_stream_cut_anywhere_gives_back_every_complete_batch(table, data):
     kinds, batches = table
-    stream = ArrowStream(columns_of(kinds), {}, intern)
+    stream = ArrowStream(columns_of(kinds), {}, intern, compressor())
     header = stream.header()
     pieces = [stream.batch(batch) for batch in batches]
     whole = header + b"".join(pieces)
@@ -103,7 +103,7 @@ def test_a_message_framed_in_c_is_that_framed_in_python(buffers):
 
 def test_every_table_of_the_schema_makes_a_readable_stream():
     for table in TABLES.values():
-        stream = ArrowStream(table.columns, {"table": table.name}, intern)
+        stream = ArrowStream(table.columns, {"table": table.name}, intern, compressor())
         empty = [[None] for _ in table.columns]
         found = read(stream.header() + stream.batch(empty) + END_OF_STREAM)
         assert found.column_names == list(table.column_names)
@@ -112,7 +112,7 @@ def test_every_table_of_the_schema_makes_a_readable_stream():
 
 
 def test_the_sentinel_of_a_column_is_read_as_null():
-    stream = ArrowStream([Column("n", name="n", kind="int64", null="none", null_value=-1)], {}, intern)
+    stream = ArrowStream([Column("n", name="n", kind="int64", null="none", null_value=-1)], {}, intern, compressor())
     found = read(stream.header() + stream.batch([[1, -1, 3]]) + stream.batch([[None, -1, 7]]))
     assert found.column("n").to_pylist() == [1, None, 3, None, None, 7]
     assert stream.degraded_count == 0
@@ -128,7 +128,7 @@ class Odd:
 
 def test_values_of_an_unexpected_type_are_kept_as_text_or_null_and_counted():
     columns = columns_of(["int64", "float64", "text", "category"])
-    stream = ArrowStream(columns, {}, intern)
+    stream = ArrowStream(columns, {}, intern, compressor())
     batch = [[1, Odd(), 2.7], [Odd(), 1, None], ["a", 5, Odd()], [{"un": "hashable"}, "x", Odd()]]
 
     found = read(stream.header() + stream.batch(batch))
@@ -142,32 +142,32 @@ def test_values_of_an_unexpected_type_are_kept_as_text_or_null_and_counted():
 
 
 def test_lone_surrogates_are_written_escaped():
-    stream = ArrowStream(columns_of(["text"]), {}, intern)
+    stream = ArrowStream(columns_of(["text"]), {}, intern, compressor())
     assert read(stream.header() + stream.batch([["a\udce9b"]])).column(0).to_pylist() == ["a\\udce9b"]
 
 
 def test_numbers_too_large_become_null_and_are_counted():
-    stream = ArrowStream(columns_of(["int64"]), {}, intern)
+    stream = ArrowStream(columns_of(["int64"]), {}, intern, compressor())
     assert read(stream.header() + stream.batch([[2**70, 1]])).column(0).to_pylist() == [None, 1]
     assert stream.degraded_count == 1
 
 
 def test_not_a_number_stays_not_a_number():
-    stream = ArrowStream(columns_of(["float64"]), {}, intern)
+    stream = ArrowStream(columns_of(["float64"]), {}, intern, compressor())
     (value,) = read(stream.header() + stream.batch([[math.nan]])).column(0).to_pylist()
     assert math.isnan(value)
 
 
 @pytest.mark.parametrize("distinct_count", [10, 2_000, 5_000])
 def test_dictionaries_restart_when_they_grow_long(distinct_count):
-    stream = ArrowStream(columns_of(["category"]), {}, intern)
+    stream = ArrowStream(columns_of(["category"]), {}, intern, compressor())
     batches = [[f"v{n % distinct_count}" for n in range(start, start + 3_000)] for start in (0, 3_000, 6_000)]
     found = read(stream.header() + b"".join(stream.batch([batch]) for batch in batches))
     assert found.column(0).to_pylist() == [value for batch in batches for value in batch]
 
 
 def test_a_batch_after_forget_can_be_read_without_those_before_it():
-    stream = ArrowStream(columns_of(["category", "int64"]), {}, intern)
+    stream = ArrowStream(columns_of(["category", "int64"]), {}, intern, compressor())
     stream.batch([["a", "b"], [1, 2]])
     stream.forget()
     found = read(stream.header() + stream.batch([["b", None], [3, 4]]))
@@ -175,6 +175,6 @@ def test_a_batch_after_forget_can_be_read_without_those_before_it():
 
 
 def test_large_columns_are_compressed():
-    stream = ArrowStream(columns_of(["int64"]), {}, intern)
+    stream = ArrowStream(columns_of(["int64"]), {}, intern, compressor())
     batch = stream.batch([list(np.arange(8192))])
     assert len(batch) < 8192 * 4

@@ -8,13 +8,17 @@ in this order, is told there.
 
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
-from libc.stdint cimport int64_t
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID
 
 from recup.capture.attributes cimport Place, put_slot, slot
-from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef
+from recup.capture.c_functions cimport (
+    METH_KEYWORDS, METH_VARARGS, PyCFunction, PyCFunctionWithKeywords, PyMethodDef, raise_again,
+)
 from recup.capture.clocks cimport now
-from recup.columns cimport Slots, keep
+from recup.columns cimport Slots, keep, new_row, whole
 
 cdef extern from "sys/resource.h" nogil:
     struct timeval:
@@ -47,6 +51,10 @@ cdef extern from "Python.h":
     object PyType_GenericAlloc(PyTypeObject*, Py_ssize_t)
     # As pointers: NULL, with the exception set, is passed on and not made Cython's own.
     PyObject* PyObject_Call(PyObject*, PyObject*, PyObject*)
+    ctypedef struct PyThreadState:
+        pass
+    PyThreadState* PyThreadState_Get()
+    uint64_t PyThreadState_GetID(PyThreadState*)
     void PyErr_Fetch(PyObject**, PyObject**, PyObject**)
     void PyErr_Restore(PyObject*, PyObject*, PyObject*)
 
@@ -56,6 +64,7 @@ cdef extern from *:
     """
     size_t recup_hook()
 
+DEF THREADS = 64        # a power of two
 DEF IO_COUNTERS = 6     # rchar, wchar, syscr, syscw, read_bytes, write_bytes
 
 
@@ -119,6 +128,7 @@ cdef class Reading:
 
     cdef Counters counters
     cdef int64_t cpu_ns, start_ns, monotonic_ns
+    cdef OwnThread thread
 
 
 @cython.final
@@ -158,6 +168,7 @@ cdef class OwnThread:
         reading.cpu_ns = now(CLOCK_THREAD_CPUTIME_ID)
         reading.start_ns = now(CLOCK_REALTIME)
         reading.monotonic_ns = now(CLOCK_MONOTONIC)
+        reading.thread = self
         return reading
 
     cpdef int end(self, Reading begun, key, run_id, kind, outcome) except -1:
@@ -188,8 +199,8 @@ cdef class OwnThread:
             # The reading before the task is counted in the one after it.
             moved[0] -= before.io_size
             moved[2] -= 1
-        cdef int64_t attempt = self.rows.whole(2, run_id)
-        cdef int64_t* row = self.rows.add()
+        cdef int64_t attempt = whole(self.rows, 2, run_id)
+        cdef int64_t* row = new_row(self.rows)
         row[0], row[2], row[5], row[6], row[7] = begun.start_ns, attempt, self.ident, wall, cpu
         row[8] = 1000 * (microseconds(after.used.ru_utime) - microseconds(before.used.ru_utime))
         row[9] = 1000 * (microseconds(after.used.ru_stime) - microseconds(before.used.ru_stime))
@@ -208,10 +219,77 @@ cdef class OwnThread:
 
 # ---------------------------------------------------------------- around a task
 
+
+cdef class KnownThreads:
+    """What `ThreadCounters` has of the threads it met, found again without asking Python.
+
+    Attributes
+    ----------
+    is_off : bool
+        Whether no further task is to be counted.
+    """
+
+    cdef public bint is_off
+    cdef uint64_t ids[THREADS]          # of the thread's state: never that of another, as long as the process lives
+    cdef PyObject* threads[THREADS]     # kept by `local`, and so as long as their thread and this object
+
+    cpdef forget_threads(self):
+        """Meet every thread anew, before what `local` keeps is let go."""
+        memset(self.threads, 0, sizeof(self.threads))
+
+    cdef OwnThread own(self):
+        """Return the calling thread; None where counters are not read by `OwnThread`."""
+        cdef uint64_t number = PyThreadState_GetID(PyThreadState_Get())
+        cdef int place = number & (THREADS - 1)
+        if self.threads[place] != NULL and self.ids[place] == number:
+            return <OwnThread>self.threads[place]
+        thread = getattr(self.local, "own", None)
+        if thread is None:
+            thread = self.meet_thread()
+        if type(thread) is not OwnThread:
+            return None
+        self.ids[place], self.threads[place] = number, <PyObject*>thread
+        return <OwnThread>thread
+
+
 cdef object call_in_python      # the same in Python
 cdef list surrounded            # not empty when something else is to be called around a task
 cdef Place KEY, DEPENDENCIES, INNER, IS_CORO, KIND, RUN_ID, PREFIX, COUNTERS    # of a node that counts
 cdef Place NODE, TASK_RUN_ID, TASK_PREFIX, NODE_KEY, NODE_DEPENDENCIES          # of a task, and of its own node
+
+ctypedef PyObject* (*Beginning)(PyObject*) noexcept
+ctypedef int (*Ending)(PyObject*, PyObject*, PyObject*) noexcept
+
+
+cdef PyObject* beginning(PyObject* pointer) except NULL:
+    """Return a new reference to the reading before the node runs; to None where Python is to see to that."""
+    cdef Reading begun = None
+    cdef OwnThread own
+    node = <object>pointer
+    if not surrounded and not slot(&IS_CORO, node, "is_coro"):
+        own = (<KnownThreads?>slot(&COUNTERS, node, "counters")).own()
+        if own is not None:
+            begun = own.begin()
+    Py_INCREF(begun)
+    return <PyObject*>begun
+
+
+cdef int ending(PyObject* pointer, PyObject* begun, PyObject* kind) except -1:
+    """Read again after the node has run; `kind` is of the error that it raised, NULL where it returned."""
+    node, reading = <object>pointer, <Reading>begun
+    outcome = "returned" if kind == NULL else (<type>kind).__name__
+    return reading.thread.end(
+        reading, slot(&KEY, node, "key"), slot(&RUN_ID, node, "run_id"), slot(&KIND, node, "kind"), outcome
+    )
+
+
+cdef int failing(PyObject* pointer) except -1:
+    """Count the failure that is raised; what is none of recup's stays raised."""
+    try:
+        raise_again()
+    except Exception as reason:
+        failed(<object>pointer, reason)
+    return 0
 
 
 cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) except NULL:
@@ -220,44 +298,34 @@ cdef PyObject* call(PyObject* pointer, PyObject* values, PyObject* named) except
     What it returns or raises is passed on as CPython has it: no frame of this is in a traceback.
     What is raised into this thread while it reads (Ctrl-C, Dask's cancelling) passes too.
     """
-    cdef OwnThread own = None
-    cdef Reading begun = None
     cdef PyObject* result
     cdef PyObject* kind = NULL
     cdef PyObject* error = NULL
     cdef PyObject* traceback = NULL
-    node = <object>pointer
-    inner = slot(&INNER, node, "inner")
-    try:
-        if not surrounded and not slot(&IS_CORO, node, "is_coro"):
-            thread = getattr(slot(&COUNTERS, node, "counters").local, "own", None)
-            if thread is None:
-                thread = node.counters.meet_thread()
-            if type(thread) is OwnThread:
-                own = thread
-                begun = own.begin()
-        if begun is None:
-            arguments = (node, *<tuple>values)
-            return PyObject_Call(<PyObject*>call_in_python, <PyObject*>arguments, named)
-    except Exception as reason:
-        failed(node, reason)
+    inner = slot(&INNER, <object>pointer, "inner")
+    # Not in a `try`, which would look up the state of the thread and put it aside for every task.
+    cdef PyObject* begun = (<Beginning>beginning)(pointer)
+    if begun == NULL:
+        failing(pointer)
+    elif <object>begun is None:
+        Py_XDECREF(begun)
+        arguments = (<object>pointer, *<tuple>values)
+        return PyObject_Call(<PyObject*>call_in_python, <PyObject*>arguments, named)
     result = PyObject_Call(<PyObject*>inner, values, named)
     if result == NULL:
         PyErr_Fetch(&kind, &error, &traceback)
-    try:
-        if begun is not None:
-            outcome = "returned" if result != NULL else (<type>kind).__name__
-            own.end(
-                begun, slot(&KEY, node, "key"), slot(&RUN_ID, node, "run_id"), slot(&KIND, node, "kind"), outcome
-            )
-    except Exception as reason:     # the task has run and its result must pass
-        failed(node, reason)
-    except:     # as if it had come just after the task
-        Py_XDECREF(result)
-        Py_XDECREF(kind)
-        Py_XDECREF(error)
-        Py_XDECREF(traceback)
-        raise
+    if begun != NULL:
+        if (<Ending>ending)(pointer, begun, kind) < 0:
+            try:
+                failing(pointer)    # the task has run and its result must pass
+            except:     # as if it had come just after the task
+                Py_XDECREF(begun)
+                Py_XDECREF(result)
+                Py_XDECREF(kind)
+                Py_XDECREF(error)
+                Py_XDECREF(traceback)
+                raise
+        Py_XDECREF(begun)
     if result == NULL:
         PyErr_Restore(kind, error, traceback)
     return result
@@ -296,9 +364,10 @@ cdef class Counting:
     """
 
     cdef type node_type, any_node
-    cdef object counters, otherwise
+    cdef KnownThreads counters
+    cdef object otherwise
 
-    def __init__(self, type node_type not None, type any_node not None, counters, otherwise):
+    def __init__(self, type node_type not None, type any_node not None, KnownThreads counters not None, otherwise):
         self.node_type, self.any_node, self.counters, self.otherwise = node_type, any_node, counters, otherwise
 
     def __call__(self, task):

@@ -36,9 +36,17 @@ from recup.spool import Spool
 
 try:
     from recup.capture import thread_readings
-    from recup.capture.thread_readings import Counting, counted_call
+    from recup.capture.thread_readings import Counting, KnownThreads, counted_call
 except ImportError:  # built without a C compiler, or left over from an older recup
     thread_readings = None  # type: ignore[assignment]
+
+    class KnownThreads:  # type: ignore[no-redef]
+        """Stands in for what is compiled."""
+
+        def forget_threads(self) -> None:
+            """Do nothing: none is remembered."""
+
+
 try:
     from dask._task_spec import GraphNode
 except ImportError:  # pragma: no cover - older than any supported Dask
@@ -113,7 +121,7 @@ def _opened(path: str) -> int:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
-class ThreadCounters:
+class ThreadCounters(KnownThreads):
     """The counters of one worker's tasks, on their way to its spool.
 
     Where readings are compiled, task threads make the rows.  Else they leave what they read
@@ -160,6 +168,7 @@ class ThreadCounters:
 
     def _forget_parent(self) -> None:
         """In a forked child: the open files tell of the parent's thread."""
+        self.forget_threads()
         self.local = threading.local()
 
     def _taken(self, count: int) -> Iterator[tuple[Any, ...]]:

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_REALTIME
 
 from recup.capture.clocks cimport now
-from recup.columns cimport Slots, keep
+from recup.columns cimport Slots, keep, new_row, real, whole
 
 
 cdef class TransferRows:
@@ -38,13 +38,13 @@ cdef class TransferRows:
         cdef int64_t number = self.incoming_count + self.outgoing_count
         cdef int64_t* row
         cdef dict moved = <dict?>entry["keys"]
-        cdef int64_t start_s = transfers.real(entry["start"]), stop_s = transfers.real(entry["stop"])
-        cdef int64_t size = transfers.whole(6, entry["total"]), on_wire = transfers.whole(7, entry.get("compressed"))
-        cdef int64_t delay_s = transfers.real(self.worker.scheduler_delay)
+        cdef int64_t start_s = real(transfers, entry["start"]), stop_s = real(transfers, entry["stop"])
+        cdef int64_t size = whole(transfers, 6, entry["total"]), on_wire = whole(transfers, 7, entry.get("compressed"))
+        cdef int64_t delay_s = real(transfers, self.worker.scheduler_delay)
         peer = entry["who"]
         if peer is not None and type(peer) is not str:
             peer = str(peer)
-        row = transfers.add()
+        row = new_row(transfers)
         row[0], row[1] = now(CLOCK_REALTIME), number
         row[4], row[5], row[6], row[7], row[8], row[9] = start_s, stop_s, size, on_wire, len(moved), delay_s
         keep(row, 2, direction)
@@ -54,8 +54,8 @@ cdef class TransferRows:
         else:
             self.outgoing_count += 1
         for key, nbytes in moved.items():
-            size = keys.whole(2, nbytes)
-            row = keys.add()
+            size = whole(keys, 2, nbytes)
+            row = new_row(keys)
             row[0], row[2] = number, size
             keep(row, 1, key)
         return 0
