@@ -187,10 +187,10 @@ class PythonForm:
         except (KeyError, TypeError):
             pass
         new = [value for value in dict.fromkeys(values) if value not in ids]
-        first = self._next_id
-        self._next_id += len(new)
-        ids.update(zip(new, range(first, self._next_id), strict=True))
+        ids.update(zip(new, range(self._next_id, self._next_id + len(new)), strict=True))
+        # Should memory fail before, no number has been given: keys that are told have theirs.
         self._new += new
+        self._next_id += len(new)
         return numbered(ids, values)
 
 

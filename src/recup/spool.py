@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -29,6 +28,7 @@ from recup.arrow_stream import ArrowStream
 from recup.rows import Rows, best_form
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 from recup.spool_status import StatusFile
+from recup.spool_table import TableFile
 
 logger = logging.getLogger("recup")
 
@@ -42,8 +42,6 @@ _INTERNED_KEYS_LIMIT = 65_536
 """Keys remembered at a time; a key met again later is written again under a new number."""
 _LINGER_S = 10.0
 """How long a closed spool is kept at hand; rows of task threads that outlive their worker are looked for after it too."""
-_REST_S = 3.0
-"""A file nothing was written to for this long is closed: descriptors are the program's, and it may need many."""
 _LOSSES_LIMIT = 200
 """Different losses told of one flush; further ones are added up without their details."""
 
@@ -64,94 +62,8 @@ def key_text(key: Any) -> str:
         return f"<{type(key).__name__} whose str() raised {type(reason).__name__}>"
 
 
-class _TableFile:
-    """One table's file: appends whole batches, or nothing.
-
-    Attributes
-    ----------
-    is_torn : bool
-        Whether its end is not that of a batch, and could not be made so.
-    """
-
-    def __init__(self, path: Path, stream: ArrowStream):
-        self.path = path
-        self.stream = stream
-        self.row_count = 0
-        self.is_torn = False
-        self._descriptor = -1
-        self._inode = -1
-        self._size = 0
-        self._written_at_s = 0.0
-
-    def write(self, data: bytes, row_count: int) -> None:
-        """Append one batch.  On OSError the file ends where it ended before, or `is_torn`."""
-        if self._descriptor < 0:
-            self._open()
-        elif os.fstat(self._descriptor).st_nlink == 0:
-            raise FileNotFoundError(errno.ENOENT, "removed while being written", str(self.path))
-        try:
-            self._append(data)
-        except OSError:
-            try:
-                os.ftruncate(self._descriptor, self._size)
-            except OSError:
-                self.is_torn = True
-            raise
-        self._size += len(data)
-        self.row_count += row_count
-        self._written_at_s = time.monotonic()
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the file that was written is no longer at its path."""
-        try:
-            return self._inode >= 0 and os.stat(self.path).st_ino != self._inode
-        except OSError:
-            return True
-
-    def _open(self) -> None:
-        if self._inode >= 0:
-            self._open_again()
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        try:
-            self._descriptor = os.open(self.path, flags, 0o644)
-            self._size = 0
-            header = self.stream.header()
-            self._append(header)
-            self._size = len(header)
-            self._inode = os.fstat(self._descriptor).st_ino
-        except OSError:
-            if self._descriptor >= 0:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.path)
-                self.close()
-            raise
-
-    def _open_again(self) -> None:
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        found = os.fstat(self._descriptor)
-        if (found.st_ino, found.st_size) != (self._inode, self._size):
-            self.close()
-            raise FileNotFoundError(errno.ENOENT, "replaced while being written", str(self.path))
-
-    def _append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-
-    def rest(self, now_s: float) -> None:
-        """Close the file when nothing was written for a while; the next write opens it again."""
-        if self._descriptor >= 0 and now_s - self._written_at_s > _REST_S:
-            self.close()
-
-    def close(self) -> None:
-        """Close the file; a later write opens it again."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+_Batch = tuple[str, TableFile, bytes, int]
+"""Table, its file, messages, rows."""
 
 
 class Spool:
@@ -175,7 +87,7 @@ class Spool:
         self.directory = self.run_directory / "spool" / f"{role}-{_file_name(server_id)}"
         self._form = best_form(key_text)
         self._rows: dict[str, Rows] = {}
-        self._files: dict[str, _TableFile] = {}
+        self._files: dict[str, TableFile] = {}
         self._epoch = 0
         self._status = StatusFile()
         self.closed_at_s: float | None = None
@@ -305,10 +217,7 @@ class Spool:
                 if self._status.is_new:
                     self._status.write(self)
                 self._call_each(self.prepare)
-                # Tables of step 2 come first: the keys they bring are then known to the others.
-                for name in list(TABLES):
-                    if self._rows.get(name):
-                        self._flush_table(TABLES[name])
+                self._write_rows()
                 self._write_losses()
                 self._status.write(self)
                 now = time.monotonic()
@@ -343,50 +252,76 @@ class Spool:
                 raise
             self._form.forget([self._files["losses"].stream])
 
-    def _flush_table(self, table: Table) -> None:
-        rows = self._rows[table.name]
-        # Those that come meanwhile wait for the next flush: on a slow disk there would be no end to it.
-        waiting = len(rows)
-        while waiting > 0:
-            values, row_count = rows.take()
-            waiting -= row_count
+    def _write_rows(self) -> None:
+        """Write the rows that wait now: those that come meanwhile would keep a slow disk for ever."""
+        # Tables of step 2 come first: the keys they bring are then known to the others.
+        waiting = {name: len(rows) for name in TABLES if (rows := self._rows.get(name))}
+        if any(file.is_gone for name, file in self._files.items() if name in waiting or name == "keys"):
+            self._begin_anew()
+        is_well = True
+        while waiting and is_well:
+            ready, is_encoded = self._encoded(waiting)
+            is_well = self._put_down(ready)
+            if not is_encoded:
+                self._forget()
+
+    def _encoded(self, waiting: dict[str, int]) -> tuple[list[_Batch], bool]:
+        """Make a batch of each table's oldest rows; stops early, and returns False too, where that fails."""
+        ready: list[_Batch] = []
+        for name in list(waiting):
+            values, row_count = self._rows[name].take()
+            waiting[name] -= row_count
+            if waiting[name] <= 0 or not row_count:
+                del waiting[name]
             if not row_count:
-                break
+                continue
             try:
-                file = self._file(table)
+                file = self._file(TABLES[name])
                 data, degraded = self._form.batch(file.stream, values)
             except BaseException as reason:  # noqa: BLE001 - one bad batch must not end the recording
-                self._forget()
-                self.lose("dropped", table.name, f"could not encode: {reason!r}"[:300], row_count)
-                continue
+                self.lose("dropped", name, f"could not encode: {reason!r}"[:300], row_count)
+                return ready, False
+            finally:
+                self._rows[name].let_go()
+            ready.append((name, file, data, row_count))
             if degraded:
-                self.lose("degraded", table.name, "values of an unexpected type, kept as text or null", degraded)
-            try:
-                self._write_keys()
-                file.write(data, row_count)
-            except OSError as reason:
-                self._write_failed(file, table, row_count, reason)
-                break
-        rows.let_go()
+                self.lose("degraded", name, "values of an unexpected type, kept as text or null", degraded)
+        return ready, True
 
-    def _write_keys(self) -> None:
+    def _put_down(self, ready: list[_Batch]) -> bool:
+        """Write batches, the keys they brought before them; False where the disk did not take one."""
         if self._form.new_key_count:
-            file = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
-            file.write(*self._form.new_keys(file.stream))
+            keys = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
+            ready.insert(0, ("keys", keys, *self._form.new_keys(keys.stream)))
         if self._form.key_count > _INTERNED_KEYS_LIMIT:
             self._form.forget_keys()
+        is_well = True
+        for place, (name, file, data, row_count) in enumerate(ready):
+            try:
+                file.write(data, row_count)
+            except OSError as reason:
+                is_well = False
+                self._forget()
+                is_over = isinstance(reason, (FileNotFoundError, FileExistsError)) or file.is_torn
+                lost = ready[place:] if is_over or name == "keys" else [ready[place]]
+                for each, _, _, count in lost:
+                    if each != "keys":
+                        detail = f"{reason.strerror or reason}: {self.directory.name}"
+                        self.lose("write_failed", each, detail, count)
+                if is_over:
+                    self._begin_anew()
+                if len(lost) > 1:
+                    break
+        return is_well
 
-    def _write_failed(self, file: _TableFile, table: Table, row_count: int, reason: OSError) -> None:
-        """Count the rows as lost and start all files of the spool anew where a file is gone or torn."""
-        self.lose("write_failed", table.name, f"{reason.strerror or reason}: {self.directory.name}", row_count)
+    def _begin_anew(self) -> None:
+        """Start all files of the spool anew, as one is gone or torn; the rows of those that are gone are lost."""
         self._forget()
-        if isinstance(reason, (FileNotFoundError, FileExistsError)) or file.is_torn:
-            for name, each in self._files.items():
-                # Of a server that closed they may have been sealed and taken away: what is missing then is seen there.
-                if each.row_count and self.closed_at_s is None and each.is_gone:
-                    detail = "files of the spool were removed while being written"
-                    self.lose("write_failed", name, detail, each.row_count)
-            self.begin_epoch()
+        for name, each in self._files.items():
+            # Of a server that closed they may have been sealed and taken away: what is missing then is seen there.
+            if each.row_count and self.closed_at_s is None and each.is_gone:
+                self.lose("write_failed", name, "files of the spool were removed while being written", each.row_count)
+        self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Go on in another directory: the one so far is another's, or its files are not what was written."""
@@ -401,10 +336,10 @@ class Spool:
         """Repeat keys and dictionaries, since some may not have reached the disk."""
         self._form.forget(file.stream for file in self._files.values())
 
-    def _file(self, table: Table) -> _TableFile:
+    def _file(self, table: Table) -> TableFile:
         return self._files.get(table.name) or self._add_file(table.name, table.columns)
 
-    def _add_file(self, name: str, columns: Sequence[Column]) -> _TableFile:
+    def _add_file(self, name: str, columns: Sequence[Column]) -> TableFile:
         metadata = {
             "recup_schema_version": str(VERSION),
             "table": name,
@@ -414,7 +349,7 @@ class Spool:
             "epoch": str(self._epoch),
         }
         stream = self._form.stream(columns, metadata)
-        file = self._files[name] = _TableFile(self.directory / f"{name}.arrows", stream)
+        file = self._files[name] = TableFile(self.directory / f"{name}.arrows", stream)
         return file
 
     def _release(self) -> None:

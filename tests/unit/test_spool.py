@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from recup import rows as rows_module
-from recup.schema import ClockSample, Log, Loss, Steal
+from recup.schema import ClockSample, Log, Loss, StartStop, Steal
 from recup.spool import Spool
 from recup.spool_status import is_written, start_ticks
 
@@ -150,7 +150,7 @@ def test_a_batch_that_cannot_be_encoded_costs_only_its_own_rows(spool, monkeypat
     spool.put(Steal(1, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
     spool.flush()
     assert [(row["time_ns"], row["victim"]) for row in rows(spool.directory, "steals")] == [(1, "a")]
-    assert [row["key"] for row in rows(spool.directory, "keys")] == ["k"]
+    assert [row["key"] for row in rows(spool.directory, "keys")] == ["k", "k"]  # the first is known, and of no row
     assert losses(spool.directory) == [("dropped", "steals", 1)]
 
 
@@ -272,7 +272,7 @@ def test_files_removed_while_being_written_are_started_anew_elsewhere(spool):
     spool.flush()
 
     assert spool.directory.name == "scheduler-Scheduler-1.1"
-    assert [row["time_ns"] for row in rows(spool.directory, "steals")] == [3]
+    assert [row["time_ns"] for row in rows(spool.directory, "steals")] == [2, 3]
     assert [row["key"] for row in rows(spool.directory, "keys")] == ["k"]
     assert ("write_failed", "steals", 1) in losses(spool.directory)
 
@@ -303,7 +303,7 @@ def open_files(directory):
 
 
 def test_files_to_which_nothing_comes_are_closed_and_go_on_when_something_does(spool, monkeypatch):
-    monkeypatch.setattr("recup.spool._REST_S", -1.0)
+    monkeypatch.setattr("recup.spool_table._REST_S", -1.0)
     spool.put(ClockSample(1, 0, None))
     spool.put(Log(1, "INFO", "dask", "first", None))
     spool.flush()
@@ -316,8 +316,60 @@ def test_files_to_which_nothing_comes_are_closed_and_go_on_when_something_does(s
     assert status(spool)["row_counts"] == {"clock_samples": 1, "logs": 2}
 
 
+def test_a_file_removed_while_it_is_written_costs_what_was_encoded_with_it_and_that_is_counted(spool, monkeypatch):
+    """Between the look at the files and the write."""
+    spool.put(ClockSample(1, 0, None))
+    spool.put(Log(1, "INFO", "dask", "text", None))
+    spool.flush()
+    batch = type(spool._form).batch
+
+    def removing(form, stream, values):
+        monkeypatch.undo()
+        monkeypatch.setattr("recup.spool_table._REST_S", -1.0)
+        for file in spool._files.values():
+            file.close()
+        shutil.rmtree(spool.directory)
+        return batch(form, stream, values)
+
+    monkeypatch.setattr(type(spool._form), "batch", removing)
+    spool.put(ClockSample(2, 0, None))
+    spool.put(Log(2, "INFO", "dask", "text", None))
+    spool.flush()
+    spool.put(ClockSample(3, 0, None))
+    spool.flush()
+    assert spool.directory.name == "scheduler-Scheduler-1.1"
+    assert [row["time_ns"] for row in rows(spool.directory, "clock_samples")] == [3]
+    assert sorted(losses(spool.directory)) == [
+        (kind, table, 1) for kind, table in [("write_failed", "clock_samples"), ("write_failed", "logs")] for _ in "ab"
+    ]
+
+
+def test_what_was_encoded_before_a_batch_that_cannot_be_is_written_with_its_keys(spool, monkeypatch):
+    batch = type(spool._form).batch
+
+    def broken(form, stream, values):
+        if "steals" in spool._files:
+            monkeypatch.undo()
+            raise MemoryError("none left")
+        return batch(form, stream, values)
+
+    monkeypatch.setattr(type(spool._form), "batch", broken)
+    spool.put(StartStop("early", 1, "compute", 1.0, 2.0, None))
+    spool.put(Steal(2, "request", "late", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.put(ClockSample(3, 0, None))
+    spool.flush()
+    spool.put(StartStop("early", 1, "compute", 4.0, 5.0, None))
+    spool.flush()
+    keys = {row["key_id"]: row["key"] for row in rows(spool.directory, "keys")}
+    assert [(row["start_s"], keys[row["key"]]) for row in rows(spool.directory, "startstops")] == [
+        (1.0, "early"), (4.0, "early"),
+    ]  # fmt: skip
+    assert len(rows(spool.directory, "clock_samples")) == 1
+    assert losses(spool.directory) == [("dropped", "steals", 1)]
+
+
 def test_rows_of_a_removed_file_are_lost_and_no_others(spool, monkeypatch):
-    monkeypatch.setattr("recup.spool._REST_S", -1.0)
+    monkeypatch.setattr("recup.spool_table._REST_S", -1.0)
     for number in range(3):
         spool.put(ClockSample(number, 0, None))
         spool.put(Log(number, "INFO", "dask", "text", None))
@@ -325,9 +377,9 @@ def test_rows_of_a_removed_file_are_lost_and_no_others(spool, monkeypatch):
     (spool.directory / "logs.arrows").unlink()
     spool.put(Log(9, "INFO", "dask", "text", None))
     spool.flush()
-    spool.flush()
     assert spool.directory.name == "scheduler-Scheduler-1.1"
-    assert sorted(losses(spool.directory)) == [("write_failed", "logs", 1), ("write_failed", "logs", 3)]
+    assert [row["time_ns"] for row in rows(spool.directory, "logs")] == [9]
+    assert losses(spool.directory) == [("write_failed", "logs", 3)]
     assert len(rows(spool.directory.with_name("scheduler-Scheduler-1"), "clock_samples")) == 3
 
 
@@ -556,5 +608,5 @@ def test_rows_of_a_closed_server_that_were_sealed_and_taken_away_are_not_lost(sp
         spool.put(Log(number, "INFO", "late", "task thread", None))
         spool.flush()
     assert spool.directory.name == "scheduler-Scheduler-1.1"
-    assert [row["time_ns"] for row in rows(spool.directory, "logs")] == [3]
-    assert losses(spool.directory) == [("write_failed", "logs", 1)]
+    assert [row["time_ns"] for row in rows(spool.directory, "logs")] == [2, 3]
+    assert not (spool.directory / "losses.arrows").exists()
