@@ -24,7 +24,6 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-from recup.arrow_stream import ArrowStream
 from recup.rows import Rows, best_form
 from recup.schema import TABLES, VERSION, Column, Loss, Table, table_of
 from recup.spool_status import StatusFile
