@@ -15,7 +15,7 @@ converted as well as can be, and counted where something was lost.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
 from cpython.list cimport PyList_GET_ITEM
 from cpython.unicode cimport PyUnicode_CheckExact
-from cpython.ref cimport Py_XDECREF
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.sequence cimport PySequence_Fast_ITEMS
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -30,6 +30,7 @@ cdef extern from "Python.h":
     object PyUnicode_AsEncodedString(object, const char*, const char*)
 
 DEF CACHED = 1024
+DEF CACHED_KEYS = 4096      # a power of two: twelve bits
 DEF KEPT_ROWS = 16384       # room for waiting rows that is kept when all have been taken
 DEF TAKEN_ROWS = 8192       # rows taken at a time: the event loop may go on in between
 
@@ -42,7 +43,7 @@ cdef struct Entry:
     uint32_t text_size
 
 
-cdef struct Slot:       # the number of an object; valid in one batch, whose values keep the object
+cdef struct Slot:       # the number of an object that something keeps
     PyObject* value
     int32_t number
 
@@ -185,6 +186,9 @@ cdef class Texts:
 cdef class KeyNumbers:
     """Numbers of the keys of one spool.
 
+    A key is met in several tables of one flush, mostly as the same object: its number is kept
+    with the object until `let_go`, as looking a text up reads memory that nothing else uses.
+
     Parameters
     ----------
     show : callable
@@ -196,6 +200,7 @@ cdef class KeyNumbers:
     cdef object show
     cdef int64_t base
     cdef size_t told
+    cdef Slot met[CACHED_KEYS]      # with a reference to each object
 
     def __cinit__(self, show):
         self.texts = Texts()
@@ -210,7 +215,32 @@ cdef class KeyNumbers:
         """Keys numbered since `new` was called."""
         return self.texts.count - self.told
 
-    cdef int32_t number_of(self, object key) except -1:
+    def __dealloc__(self):
+        self.let_go()
+
+    cpdef let_go(self):
+        """Let go of the keys of this flush."""
+        cdef size_t place
+        cdef PyObject* value
+        for place in range(CACHED_KEYS):
+            value = self.met[place].value
+            self.met[place].value = NULL
+            Py_XDECREF(value)
+
+    cdef int32_t number_of(self, PyObject* key) except -1:
+        cdef PyObject* other
+        cdef Slot* slot = &self.met[<uint32_t>((<uintptr_t>key >> 4) * 0x9E3779B1U) >> 20]
+        cdef int32_t number
+        if slot.value == key:
+            return slot.number
+        number = self.number_looked_up(<object>key)
+        other = slot.value
+        Py_INCREF(<object>key)
+        slot.value, slot.number = key, number
+        Py_XDECREF(other)
+        return number
+
+    cdef int32_t number_looked_up(self, object key) except -1:
         if PyUnicode_CheckExact(key):
             return self.texts.number_of(key)
         try:
@@ -244,6 +274,7 @@ cdef class KeyNumbers:
 
     def forget(self):
         """Number every key anew when it is met again."""
+        self.let_go()
         self.base += <int64_t>self.texts.count
         self.told = 0
         self.texts.clear()
@@ -596,19 +627,20 @@ cdef class Encoder:
         cdef bint are_keys = texts is None
         data = PyBytes_FromStringAndSize(NULL, count * 4)
         cdef int32_t* out = <int32_t*>PyBytes_AS_STRING(data)
-        memset(self.slots, 0, sizeof(self.slots))
+        if not are_keys:
+            memset(self.slots, 0, sizeof(self.slots))
         for row in range(count):
             value = cells[first + row * width]
             if <object>value is None:
                 out[row] = -1
                 is_null[row] = 1
                 continue
+            if are_keys:
+                out[row] = keys.number_of(value) + <int32_t>keys.base
+                continue
             slot = &self.slots[(<uintptr_t>value >> 4) % CACHED]
             if slot.value != value:
-                if are_keys:
-                    slot.number = keys.number_of(<object>value) + <int32_t>keys.base
-                else:
-                    slot.number = texts.number_of(self.text_of(<object>value))
+                slot.number = texts.number_of(self.text_of(<object>value))
                 slot.value = value
             out[row] = slot.number
         return [data]

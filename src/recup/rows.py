@@ -65,6 +65,9 @@ class Form(Protocol):
     def forget(self, streams: Iterable[ArrowStream]) -> None:
         """Repeat all keys, and the dictionaries of these streams."""
 
+    def let_go(self) -> None:
+        """Let go of the keys of the last batches, which may be large."""
+
 
 def letters(columns: Sequence[Column]) -> bytes:
     """Return the kinds of the columns as `recup.columns` wants them."""
@@ -180,6 +183,9 @@ class PythonForm:
         for stream in streams:
             stream.forget()
 
+    def let_go(self) -> None:
+        """Do nothing: keys are kept by their numbers here."""
+
     def _intern(self, values: Sequence[Any]) -> npt.NDArray[Any]:
         ids = self._ids
         try:
@@ -241,6 +247,10 @@ class CompiledForm:
         self.forget_keys()
         for stream in streams:
             self._encoders[stream].forget()
+
+    def let_go(self) -> None:
+        """Let go of the keys of the last batches, which may be large."""
+        self._keys.let_go()
 
 
 def _no_values(values: Sequence[Any]) -> npt.NDArray[Any]:

@@ -39,6 +39,8 @@ _BUFFERED_VALUES_LIMIT = 20_000_000
 """Values waiting in one spool (8 bytes each, plus what they point to) before rows are dropped."""
 _INTERNED_KEYS_LIMIT = 65_536
 """Keys remembered at a time; a key met again later is written again under a new number."""
+_LOOK_S = 2.0
+"""How often all files are looked at whether they are still there; each look hands the GIL to and fro."""
 _LINGER_S = 10.0
 """How long a closed spool is kept at hand; rows of task threads that outlive their worker are looked for after it too."""
 _LOSSES_LIMIT = 200
@@ -89,6 +91,7 @@ class Spool:
         self._files: dict[str, TableFile] = {}
         self._epoch = 0
         self._status = StatusFile()
+        self._looked_at_s = 0.0
         self.closed_at_s: float | None = None
         self.counters: dict[str, float] = {}
         self.describing: threading.Thread | None = None
@@ -255,7 +258,7 @@ class Spool:
         """Write the rows that wait now: those that come meanwhile would keep a slow disk for ever."""
         # Tables of step 2 come first: the keys they bring are then known to the others.
         waiting = {name: len(rows) for name in TABLES if (rows := self._rows.get(name))}
-        if any(file.is_gone for name, file in self._files.items() if name in waiting or name == "keys"):
+        if any(file.is_gone for file in self._looked_at(waiting)):
             self._begin_anew()
         is_well = True
         while waiting and is_well:
@@ -263,6 +266,16 @@ class Spool:
             is_well = self._put_down(ready)
             if not is_encoded:
                 self._forget()
+        self._form.let_go()
+
+    def _looked_at(self, waiting: dict[str, int]) -> list[TableFile]:
+        """Return the files to be seen to: one tells when a directory was removed, all of them from time to time."""
+        files = [self._files[name] for name in ("keys", *waiting) if name in self._files]
+        now = time.monotonic()
+        if now - self._looked_at_s < _LOOK_S and self.closed_at_s is None:
+            return files[:1]
+        self._looked_at_s = now
+        return files
 
     def _encoded(self, waiting: dict[str, int]) -> tuple[list[_Batch], bool]:
         """Make a batch of each table's oldest rows; stops early, and returns False too, where that fails."""

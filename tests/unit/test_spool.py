@@ -368,8 +368,11 @@ def test_what_was_encoded_before_a_batch_that_cannot_be_is_written_with_its_keys
     assert losses(spool.directory) == [("dropped", "steals", 1)]
 
 
-def test_rows_of_a_removed_file_are_lost_and_no_others(spool, monkeypatch):
-    monkeypatch.setattr("recup.spool_table._REST_S", -1.0)
+@pytest.mark.parametrize("is_open", [True, False])
+def test_rows_of_a_removed_file_are_lost_and_no_others(spool, monkeypatch, is_open):
+    monkeypatch.setattr("recup.spool._LOOK_S", -1.0)
+    if not is_open:
+        monkeypatch.setattr("recup.spool_table._REST_S", -1.0)
     for number in range(3):
         spool.put(ClockSample(number, 0, None))
         spool.put(Log(number, "INFO", "dask", "text", None))
