@@ -15,6 +15,7 @@ from cpython.object cimport Py_TYPE, PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.sequence cimport PySequence_Fast, PySequence_Fast_GET_SIZE, PySequence_Fast_ITEMS
 from cpython.tuple cimport PyTuple_GET_SIZE
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_REALTIME
 
@@ -27,6 +28,7 @@ from recup.columns cimport Slots, keep, new_row, real, whole
 
 cdef extern from "Python.h":
     object PyCFunction_New(PyMethodDef*, object)
+    bint PyUnicode_CHECK_INTERNED(object)
 
 DEF KINDS = 12
 
@@ -34,6 +36,19 @@ DEF KINDS = 12
 cdef inline int64_t moment_ns() noexcept nogil:
     """Return the time in nanoseconds, rounded down to whole microseconds."""
     return now(CLOCK_REALTIME) // 1000 * 1000
+
+
+cdef inline bint is_state(object state, str name):
+    """Whether this is the state of that name: of texts that Python keeps once, only the same is equal."""
+    if state is name:
+        return True
+    if PyUnicode_CheckExact(state) and PyUnicode_CHECK_INTERNED(state):
+        return False
+    return state == name
+
+
+cdef inline bint is_key(object one, object other):
+    return one is other or one == other
 
 
 cdef inline object told(dict named, object name):
@@ -172,12 +187,12 @@ cdef class SchedulerHook(Hook):
         cdef PyObject* found
         cdef bint is_end = False
         worker = None
-        if finish == "processing":
+        if is_state(finish, "processing"):
             task = self.tasks[key]
             holder = slot(&PROCESSING_ON, task, "processing_on")
             worker = slot(&ADDRESS, holder, "address")
             run_id = whole(self.transitions, 6, slot(&RUN_ID, task, "run_id"))
-        elif start == "processing":
+        elif is_state(start, "processing"):
             found = PyDict_GetItemWithError(self.tasks, key)
             if found != NULL:
                 run_id = whole(self.transitions, 6, slot(&RUN_ID, <object>found, "run_id"))
@@ -293,21 +308,21 @@ cdef class WorkerHook(Hook):
         keep(row, 4, finish)
         keep(row, 5, told_state)
         keep(row, 6, cause)
-        if finish == "executing":
+        if is_state(finish, "executing"):
             self.delays[key] = self.worker.scheduler_delay
             if task is not None:
                 self.executes(task)
             return 0
-        if finish == "waiting":
-            if kind == COMPUTE_TASK and slot(&TOLD_KEY, stimulus, "key") == key:
+        if is_state(finish, "waiting"):
+            if kind == COMPUTE_TASK and is_key(slot(&TOLD_KEY, stimulus, "key"), key):
                 self.take_reception(moment, key, stimulus)
         elif (
             (kind == SUCCESS or kind == OTHER_END) and stimulus is not self.written_end
-            and slot(&END_KEY, stimulus, "key") == key
+            and is_key(slot(&END_KEY, stimulus, "key"), key)
         ):
             self.written_end = stimulus
             self.take_end(moment, key, task, run_id, stimulus, kind == SUCCESS)
-        if finish == "released":
+        if is_state(finish, "released"):
             counter = self.state.transition_counter
             self.compound += counter - self.counter == self.count - self.counted + 1
             self.counter, self.counted = counter, self.count
