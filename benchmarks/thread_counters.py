@@ -64,15 +64,9 @@ def measure(directory):
         in_thread = cpu_us(run_all, tasks) - bare
         samples.append({"bare": bare, "on the event loop": on_loop, "in the thread": in_thread})
         samples[-1]["rows"] = cpu_us(counters._make_rows)
-        samples[-1]["writing"] = cpu_us(spool._flush_table, _table())
+        samples[-1]["writing"] = cpu_us(spool._write_rows)
     spool.close()
     return samples
-
-
-def _table():
-    from recup.schema import TABLES
-
-    return TABLES["thread_counters"]
 
 
 def system_calls_us():
