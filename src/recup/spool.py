@@ -302,29 +302,37 @@ class Spool:
 
     def _put_down(self, ready: list[_Batch]) -> bool:
         """Write batches, the keys they brought before them; False where the disk did not take one."""
-        if self._form.new_key_count:
-            keys = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
-            ready.insert(0, ("keys", keys, *self._form.new_keys(keys.stream)))
-        if self._form.key_count > _INTERNED_KEYS_LIMIT:
-            self._form.forget_keys()
+        try:
+            if self._form.new_key_count:
+                keys = self._files.get("keys") or self._add_file("keys", KEY_COLUMNS)
+                ready.insert(0, ("keys", keys, *self._form.new_keys(keys.stream)))
+            if self._form.key_count > _INTERNED_KEYS_LIMIT:
+                self._form.forget_keys()
+        except BaseException as reason:  # noqa: BLE001 - what was encoded is lost, and its dictionaries with it
+            self._unwritten(ready, "dropped", f"could not encode keys: {reason!r}"[:300])
+            return True
         is_well = True
         for place, (name, file, data, row_count) in enumerate(ready):
             try:
                 file.write(data, row_count)
-            except OSError as reason:
+            except BaseException as reason:  # noqa: BLE001 - as above
                 is_well = False
-                self._forget()
                 is_over = isinstance(reason, (FileNotFoundError, FileExistsError)) or file.is_torn
                 lost = ready[place:] if is_over or name == "keys" else [ready[place]]
-                for each, _, _, count in lost:
-                    if each != "keys":
-                        detail = f"{reason.strerror or reason}: {self.directory.name}"
-                        self.lose("write_failed", each, detail, count)
+                what = getattr(reason, "strerror", None) or reason
+                self._unwritten(lost, "write_failed", f"{what}: {self.directory.name}")
                 if is_over:
                     self._begin_anew()
                 if len(lost) > 1:
                     break
         return is_well
+
+    def _unwritten(self, batches: list[_Batch], kind: str, detail: str) -> None:
+        """Count the rows of batches that did not reach the disk, and repeat what later ones need of them."""
+        self._forget()
+        for name, _, _, row_count in batches:
+            if name != "keys":
+                self.lose(kind, name, detail, row_count)
 
     def _begin_anew(self) -> None:
         """Start all files of the spool anew, as one is gone or torn; the rows of those that are gone are lost."""

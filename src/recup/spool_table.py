@@ -38,12 +38,12 @@ class TableFile:
         self._written_at_s = 0.0
 
     def write(self, data: bytes, row_count: int) -> None:
-        """Append one batch.  On OSError the file ends where it ended before, or `is_torn`."""
+        """Append one batch.  Where that fails the file ends where it ended before, or `is_torn`."""
         if self._descriptor < 0:
             self._open()
         try:
             self._append(data)
-        except OSError:
+        except BaseException:
             try:
                 os.ftruncate(self._descriptor, self._size)
             except OSError:
@@ -76,7 +76,7 @@ class TableFile:
             self._append(header)
             self._size = len(header)
             self._inode = os.fstat(self._descriptor).st_ino
-        except OSError:
+        except BaseException:
             if self._descriptor >= 0:
                 with contextlib.suppress(OSError):
                     os.unlink(self.path)

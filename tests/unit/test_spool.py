@@ -19,6 +19,7 @@ from recup import rows as rows_module
 from recup.schema import ClockSample, Log, Loss, StartStop, Steal
 from recup.spool import Spool
 from recup.spool_status import is_written, start_ticks
+from recup.spool_table import TableFile
 
 
 def rows(spool_directory, table):
@@ -342,6 +343,28 @@ def test_a_file_removed_while_it_is_written_costs_what_was_encoded_with_it_and_t
     assert sorted(losses(spool.directory)) == [
         (kind, table, 1) for kind, table in [("write_failed", "clock_samples"), ("write_failed", "logs")] for _ in "ab"
     ]
+
+
+@pytest.mark.parametrize("owner", ["file", "keys"])
+def test_where_memory_fails_before_a_write_the_next_rows_bring_all_they_need(spool, monkeypatch, owner):
+    target, name = (TableFile, "write") if owner == "file" else (type(spool._form), "new_keys")
+    spool.put(Steal(0, "request", "k0", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+
+    def failing(*_):
+        monkeypatch.undo()
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(target, name, failing)
+    spool.put(Steal(1, "request", "k1", "new", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+    spool.put(Steal(2, "request", "k1", "new", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+    keys = {row["key_id"]: row["key"] for row in rows(spool.directory, "keys")}
+    assert [(row["time_ns"], keys[row["key"]], row["victim"]) for row in rows(spool.directory, "steals")] == [
+        (0, "k0", "a"), (2, "k1", "new"),
+    ]  # fmt: skip
+    assert losses(spool.directory) == [("write_failed" if owner == "file" else "dropped", "steals", 1)]
 
 
 def test_what_was_encoded_before_a_batch_that_cannot_be_is_written_with_its_keys(spool, monkeypatch):
