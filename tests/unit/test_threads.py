@@ -272,12 +272,44 @@ def test_a_forked_child_does_not_read_the_counters_of_its_parents_thread(spool):
     local = task.run_spec.counters.local
     pid = os.fork()
     if pid == 0:
-        os.write(writer, b"new" if task.run_spec.counters.local is not local else b"old")
+        task.run_spec({})
+        now = task.run_spec.counters.local
+        os.write(writer, b"new" if now is not local and hasattr(now, "own") else b"old")
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(reader, 3) == b"new"
     os.close(reader)
     os.close(writer)
+
+
+def test_each_thread_is_counted_by_its_own_files_however_many_take_turns_in_two_workers(spool, tmp_path):
+    """More threads than the compiled form remembers, each running tasks of both workers, twice."""
+    other = Spool(tmp_path / "other", "worker", "v")
+    turns = threading.Barrier(100)
+
+    def run_all(number):
+        for _ in range(2):
+            for of, key in ((spool, "one"), (other, "other")):
+                counted(of, os.pread, zero.fileno(), 1000 + number, 0, key=key, run_id=number).run_spec({})
+                turns.wait(60)
+
+    counters = {id(each): counting(each) for each in (spool, other)}
+    with open("/dev/zero", "rb") as zero, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(__name__ + ".counting", lambda each: counters[id(each)])
+        all_threads = [threading.Thread(target=run_all, args=(number,)) for number in range(100)]
+        for each in all_threads:
+            each.start()
+        for each in all_threads:
+            each.join()
+    for each, key in ((spool, "one"), (other, "other")):
+        found = rows(each, "thread_counters")
+        assert sorted((row["run_id"], row["read_chars_bytes"]) for row in found) == sorted(
+            (number, 1000 + number) for number in range(100) for _ in "ab"
+        )
+        names = {row["key_id"]: row["key"] for row in rows(each, "keys")}
+        assert {names[row["key"]] for row in found} == {key}
+        assert len({row["thread"] for row in found}) == 100
+    other.close()
 
 
 def test_files_of_a_thread_are_closed_with_it(spool):
