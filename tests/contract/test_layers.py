@@ -17,7 +17,8 @@ STANDS_ON = {
     "arrow_stream": {"schema"},
     "rows": {"schema", "arrow_stream", "columns"},
     "spool_status": set(),
-    "spool": {"schema", "errors", "arrow_stream", "rows", "spool_status"},
+    "spool_table": {"arrow_stream"},
+    "spool": {"schema", "errors", "rows", "spool_status", "spool_table"},
     "rundir": {"schema", "errors"},
     "capture": {"schema", "errors", "spool", "rundir"},
     "preload": {"capture", "spool"},
@@ -25,7 +26,7 @@ STANDS_ON = {
     "launch": {"errors", "rundir", "capture", "spool", "spool_status"},
     "ingest": {"schema", "errors", "rundir", "run_tables", "spool_files"},
 }
-CAPTURE_SIDE = {"arrow_stream", "rows", "spool", "capture", "preload", "preload_client", "launch"}
+CAPTURE_SIDE = {"arrow_stream", "rows", "spool_table", "spool", "capture", "preload", "preload_client", "launch"}
 SHARED = {"schema", "errors", "rundir", "spool_status", "__init__"}
 MAY_USE_BOTH = {"cli", "darshan_doctor", "doctor", "ipython", "__main__", "__init__"}
 HEAVY = {"pyarrow", "duckdb", "pandas"}
