@@ -156,13 +156,17 @@ def retried(run):
 
 
 def stolen(run):
-    decisions = [row["decision"] for row in rows(run, "scheduler", "steals")]
-    assert decisions.count("confirm") >= 1
+    confirmed = [row for row in rows(run, "scheduler", "steals") if row["decision"] == "confirm"]
+    assert confirmed
     received = {(row["key"], row["run_id"]) for row in rows(run, "worker", "receptions")}
-    confirmed = {
-        (row["key"], row["run_id"]) for row in rows(run, "scheduler", "steals") if row["decision"] == "confirm"
-    }
-    assert confirmed <= received
+    left = {row["address"]: row["time_ns"] for row in rows(run, "scheduler", "workers") if row["action"] == "remove"}
+    # The scheduler may let a thief have a task that is about to leave, and to which it is never sent.
+    assert [
+        row
+        for row in confirmed
+        if (row["key"], row["run_id"]) not in received
+        and not 0 <= left.get(row["thief"], 0) - row["time_ns"] < 1_000_000_000
+    ] == []
 
 
 def restarted(run):

@@ -107,7 +107,7 @@ PROGRAMS = {
         def use(data, gate):
             return len(data)
         with dask.config.set({"distributed.scheduler.worker-saturation": "inf"}):
-            with local(memory_limit="1GB") as cluster, Client(cluster) as client:
+            with local(memory_limit="700MB") as cluster, Client(cluster) as client:
                 load, use, gate = dask.delayed(load), dask.delayed(use), dask.delayed(slow)(0, t=1)
                 print(sum(dask.compute(*[use(load(n), gate) for n in range(100)])))
     """,

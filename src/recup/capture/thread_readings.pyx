@@ -14,9 +14,7 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID
 
 from recup.capture.attributes cimport Place, put_slot, slot
-from recup.capture.c_functions cimport (
-    METH_KEYWORDS, METH_VARARGS, PyCFunction, PyCFunctionWithKeywords, PyMethodDef, raise_again,
-)
+from recup.capture.c_functions cimport METH_KEYWORDS, METH_VARARGS, PyCFunction, PyMethodDef, raise_again
 from recup.capture.clocks cimport now
 from recup.columns cimport Slots, keep, new_row, whole
 

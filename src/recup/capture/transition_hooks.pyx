@@ -48,6 +48,7 @@ cdef inline bint is_state(object state, str name):
 
 
 cdef inline bint is_key(object one, object other):
+    """Whether two keys are equal; mostly they are the same object."""
     return one is other or one == other
 
 
