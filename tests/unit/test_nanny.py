@@ -1,8 +1,11 @@
 """Which worker a nanny says has ended."""
 
+import asyncio
+import json
 import types
 
 import pytest
+from distributed import Nanny, Scheduler
 from distributed.core import Status
 
 from recup.capture.nanny import RecupNanny
@@ -46,3 +49,23 @@ def test_a_worker_may_come_back_under_the_same_address(nanny):
     plugin._note_pid()
     plugin._put_end(-15)
     assert ends(plugin) == [("tcp://a:1", 11, 9), ("tcp://a:1", 12, 15)]
+
+
+@pytest.mark.parametrize("runs", [["run", "run"], ["run", "other"]])
+def test_a_nanny_that_is_given_the_plugin_twice_has_one_record_of_a_run_that_ends_in_order(tmp_path, runs):
+    """As Dask does where a nanny starts while the plugin is registered; and again after it was taken out."""
+
+    async def record():
+        async with (
+            Scheduler(port=0, dashboard_address=None) as scheduler,
+            Nanny(scheduler.address, nthreads=1, dashboard_address=None) as nanny,
+        ):
+            for name in runs:
+                await nanny.plugin_add(RecupNanny(str(tmp_path / name), scheduler.id), name="recup")
+            await nanny.plugin_remove("recup")
+            await nanny.plugin_add(RecupNanny(str(tmp_path / "again"), scheduler.id), name="recup")
+
+    asyncio.run(record())
+    for name in {*runs[-1:], "again"}:
+        (status,) = [json.loads(path.read_text()) for path in tmp_path.glob(f"{name}/spool/nanny-*/status.json")]
+        assert status["closed"]

@@ -33,11 +33,21 @@ class RecupNanny(NannyPlugin):
     def __init__(self, run_directory: str, scheduler_id: str):
         self.run_directory = run_directory
         self.scheduler_id = scheduler_id
+        self._recording: RecupNanny | None = None
 
     def setup(self, nanny: Any) -> None:
-        """Begin recording; whatever goes wrong here, the nanny works."""
+        """Begin recording; whatever goes wrong here, the nanny works.
+
+        Dask may set a plugin up twice, without taking it out between: in a nanny that starts
+        while the plugin is registered.  The second then stands for the first.
+        """
         try:
+            earlier = getattr(nanny, "recup_recording", None)
+            if earlier is not None and earlier.run_directory == self.run_directory:
+                self._recording = earlier
+                return
             self._begin(nanny)
+            self._recording = nanny.recup_recording = self
         except Exception as reason:  # noqa: BLE001 - the nanny must start
             logger.warning("recup does not record this nanny: %r", reason)
 
@@ -142,8 +152,14 @@ class RecupNanny(NannyPlugin):
 
     async def teardown(self, nanny: Any) -> None:
         """Write what is in memory; the exit of the worker still follows and is still taken."""
-        if hasattr(self, "_timer"):
-            self._note_pid()
-            self._timer.cancel()
-            await session.soon(self._spool.close)
-            logs.detach(self._spool)
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        if recording is not self:
+            await recording.teardown(nanny)
+            return
+        nanny.recup_recording = None
+        self._note_pid()
+        self._timer.cancel()
+        await session.soon(self._spool.close)
+        logs.detach(self._spool)
