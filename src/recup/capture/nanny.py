@@ -46,6 +46,8 @@ class RecupNanny(NannyPlugin):
             if earlier is not None and earlier.run_directory == self.run_directory:
                 self._recording = earlier
                 return
+            if earlier is not None:  # of another run: nothing else would end it
+                self._ending = asyncio.get_running_loop().create_task(earlier.teardown(nanny))
             self._begin(nanny)
             self._recording = nanny.recup_recording = self
         except Exception as reason:  # noqa: BLE001 - the nanny must start
@@ -158,7 +160,8 @@ class RecupNanny(NannyPlugin):
         if recording is not self:
             await recording.teardown(nanny)
             return
-        nanny.recup_recording = None
+        if nanny.recup_recording is self:
+            nanny.recup_recording = None
         self._note_pid()
         self._timer.cancel()
         await session.soon(self._spool.close)
