@@ -336,7 +336,6 @@ class Spool:
 
     def _begin_anew(self) -> None:
         """Start all files of the spool anew, as one is gone or torn; the rows of those that are gone are lost."""
-        self._forget()
         for name, each in self._files.items():
             # Of a server that closed they may have been sealed and taken away: what is missing then is seen there.
             if each.row_count and self.closed_at_s is None and each.is_gone:
@@ -345,6 +344,7 @@ class Spool:
 
     def begin_epoch(self) -> None:
         """Go on in another directory: the one so far is another's, or its files are not what was written."""
+        self._forget()
         for file in self._files.values():
             file.close()
         self._status.leave()

@@ -63,10 +63,10 @@ def spool(tmp_path):
     spool.close()
 
 
-def counted(spool, function, *arguments, key="k", run_id=5):
-    """A task as the worker holds it, its node replaced by the counting one."""
+def counted(spool, function, *arguments, key="k", run_id=5, count=None):
+    """A task as the worker holds it, its node replaced by the counting one: of a worker of its own, or `count`'s."""
     task = types.SimpleNamespace(run_spec=Task(key, function, *arguments), run_id=run_id, prefix="p")
-    counting(spool)[1](task)
+    (count or counting(spool)[1])(task)
     assert type(task.run_spec) is CountedNode
     return task
 
@@ -286,22 +286,21 @@ def test_each_thread_is_counted_by_its_own_files_however_many_take_turns_in_two_
     """More threads than the compiled form remembers, each running tasks of both workers, twice."""
     other = Spool(tmp_path / "other", "worker", "v")
     turns = threading.Barrier(100)
+    workers = [(each, key, counting(each)[1]) for each, key in ((spool, "one"), (other, "other"))]
 
     def run_all(number):
         for _ in range(2):
-            for of, key in ((spool, "one"), (other, "other")):
-                counted(of, os.pread, zero.fileno(), 1000 + number, 0, key=key, run_id=number).run_spec({})
+            for of, key, count in workers:
+                counted(of, os.pread, zero.fileno(), 1000 + number, 0, key=key, run_id=number, count=count).run_spec({})
                 turns.wait(60)
 
-    counters = {id(each): counting(each) for each in (spool, other)}
-    with open("/dev/zero", "rb") as zero, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(__name__ + ".counting", lambda each: counters[id(each)])
+    with open("/dev/zero", "rb") as zero:
         all_threads = [threading.Thread(target=run_all, args=(number,)) for number in range(100)]
         for each in all_threads:
             each.start()
         for each in all_threads:
             each.join()
-    for each, key in ((spool, "one"), (other, "other")):
+    for each, key, _ in workers:
         found = rows(each, "thread_counters")
         assert sorted((row["run_id"], row["read_chars_bytes"]) for row in found) == sorted(
             (number, 1000 + number) for number in range(100) for _ in "ab"

@@ -33,23 +33,23 @@ class RecupNanny(NannyPlugin):
     def __init__(self, run_directory: str, scheduler_id: str):
         self.run_directory = run_directory
         self.scheduler_id = scheduler_id
-        self._recording: RecupNanny | None = None
 
     def setup(self, nanny: Any) -> None:
         """Begin recording; whatever goes wrong here, the nanny works.
 
         Dask may set a plugin up twice, without taking it out between: in a nanny that starts
-        while the plugin is registered.  The second then stands for the first.
+        while the plugin is registered.  What records this run then goes on; what records
+        another run ends.
         """
         try:
-            earlier = getattr(nanny, "recup_recording", None)
-            if earlier is not None and earlier.run_directory == self.run_directory:
-                self._recording = earlier
+            recording = getattr(nanny, "recup_recording", None)
+            if recording is not None and recording.run_directory == self.run_directory:
                 return
-            if earlier is not None:  # of another run: nothing else would end it
-                self._ending = asyncio.get_running_loop().create_task(earlier.teardown(nanny))
+            nanny.recup_recording = None
+            if recording is not None:
+                self._ending = asyncio.get_running_loop().create_task(recording._end())
             self._begin(nanny)
-            self._recording = nanny.recup_recording = self
+            nanny.recup_recording = self
         except Exception as reason:  # noqa: BLE001 - the nanny must start
             logger.warning("recup does not record this nanny: %r", reason)
 
@@ -154,14 +154,11 @@ class RecupNanny(NannyPlugin):
 
     async def teardown(self, nanny: Any) -> None:
         """Write what is in memory; the exit of the worker still follows and is still taken."""
-        recording, self._recording = self._recording, None
-        if recording is None:
-            return
-        if recording is not self:
-            await recording.teardown(nanny)
-            return
-        if nanny.recup_recording is self:
-            nanny.recup_recording = None
+        recording, nanny.recup_recording = getattr(nanny, "recup_recording", None), None
+        if recording is not None:
+            await recording._end()
+
+    async def _end(self) -> None:
         self._note_pid()
         self._timer.cancel()
         await session.soon(self._spool.close)
