@@ -293,6 +293,20 @@ def test_nothing_is_ever_written_twice_under_one_name(tmp_path):
     assert not (first.directory / "losses.arrows").exists() and not (second.directory / "losses.arrows").exists()
 
 
+def test_an_epoch_that_its_status_begins_has_the_keys_of_its_rows(spool):
+    spool.put(Steal(1, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+    (spool.directory / "status.json").unlink()
+    (spool.directory / "status.json").write_text("of another")
+    spool.put(ClockSample(1, 0, None))
+    spool.flush()
+    spool.put(Steal(2, "request", "k", "a", "b", None, 1, 0.1, 0.2, 0.3, None, -1))
+    spool.flush()
+    assert spool.directory.name == "scheduler-Scheduler-1.1"
+    assert [row["time_ns"] for row in rows(spool.directory, "steals")] == [2]
+    assert [row["key"] for row in rows(spool.directory, "keys")] == ["k"]
+
+
 def open_files(directory):
     """Names of files in a directory that this process has open."""
     found = set()
